@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from teachers.wrn_cost import WrnDesign
 
 RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks
-WIDE_RESNET = re.compile(r"wrn-(\d{1,4})-(\d{1,3})")
+WIDE_RESNET = re.compile("wrn-([1-9][0-9]{0,3})-([0-9]{1,3})")
 # A file or a dotted module, a colon, and a Python name.
 OWN_CODE = re.compile(r"([^\x00-\x1f]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 WIDE_EXAMPLES = ("16-1", "16-2", "40-1", "40-2", "28-10")

@@ -1,6 +1,6 @@
 """Measure the saved weights of a finished run's epochs on test and training images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from distill.runs import check_same_run
 from distill.runs.run_folder import RunFolder, file_sha256, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
+ROUNDING = 1e-3  # of an accuracy, 0..1: some images, if computed on another device
 TESTED_MEASURES = {measure_name(measure, split) for measure in MEASURES for split in SPLITS}
 TRAIN_IMAGES = 5000  # accurate to half a point, at half the cost of the test split
 
@@ -45,6 +46,7 @@ def measure_epochs(
         )
     weights = {epoch: file_sha256(weights_path(folder, epoch)) for epoch in epochs}
     cached = _cached_measures(folder)
+    _check_against_result(folder, result, cached)
     if any(cached.get(sha256) is None for sha256 in weights.values()):
         for sha256, measures in _measure_new(
             folder, result["class_names"], weights, cached, progress
@@ -53,6 +55,20 @@ def measure_epochs(
             with suppress(OSError):  # a full or read-only disk: measured again the next time
                 write_json(folder.test_curve, cached)
     return {epoch: cached[sha256] for epoch, sha256 in weights.items()}
+
+
+def _check_against_result(
+    folder: RunFolder, result: Mapping[str, Any], cached: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Raise UserError if cache and result differ in the accuracy of the final weights."""
+    name = measure_name("top1", "test")
+    final, measured = cached.get(result["weights"]), result["metrics"].get(name)
+    if final is not None and measured is not None and abs(final[name] - measured) > ROUNDING:
+        raise UserError(
+            f"{folder.test_curve} has {name} = {final[name]:.4f} for the final weights, "
+            f"{folder.result_file.name} has {measured:.4f}.\n"
+            "Delete the first file: its measures are computed again."
+        )
 
 
 def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:

@@ -130,7 +130,7 @@ def _earlier_files(out: Path) -> dict[Path, tuple[int, str]]:
             for format_ in described
             for name, facts in format_["files"].items()
         }
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return {}
     return files | {out / REPORT: (0, "")}
 

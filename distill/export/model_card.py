@@ -14,7 +14,7 @@ from distill.files.safe_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
-from distill.runs import check_same_run, run_folder
+from distill.runs import check_same_run, run_folder, saved_predictions
 from distill.runs.run_folder import RunFolder
 
 # Works in the root of this project's checkout, or with that folder on PYTHONPATH.
@@ -184,6 +184,8 @@ def _spread(finished: FinishedRun) -> str:
 
 
 def _top1(run: RunFolder) -> float:
+    """Return the accuracy on the test split. Raises UserError if the predictions have another."""
+    saved_predictions.read_run(run)
     return float(run.result()["metrics"][measure_name("top1", "test")])
 
 

@@ -102,7 +102,10 @@ class Npz(Mapping[str, NDArray[Any]]):
     def __init__(self, archive: zipfile.ZipFile, n_bytes: int) -> None:
         self._archive, self._n_bytes = archive, n_bytes
         self._read: dict[str, int] = {}  # unpacked bytes of each array that was read
-        self._members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = archive.infolist()
+        self._members = {info.filename.removesuffix(".npy"): info for info in members}
+        if len(self._members) < len(members):
+            raise InvalidArray("two of its arrays have the same name")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)

@@ -230,9 +230,14 @@ def test_curve(path: Path) -> dict[str, dict[str, float]]:
     advice = "Delete it: its measures are computed again."
     content = read(path, advice)
     try:
-        return TEST_CURVE.validate_python(content)
+        curve = TEST_CURVE.validate_python(content)
     except ValidationError as fault:
         raise damaged(path, _first_error(fault), advice) from None
+    for name, value in (pair for measures in curve.values() for pair in measures.items()):
+        largest = 1e6 if name.startswith("nll") else 1
+        if not 0 <= value <= largest:
+            raise damaged(path, f"{name[:40]} = {value} is not in 0..{largest:g}", advice)
+    return curve
 
 
 def progress(path: Path) -> dict[str, Any]:

@@ -510,12 +510,12 @@ def _validate_uncomposed(values: Values, name: str, faults: list[str]) -> Recipe
 def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Iterator[str]:
     """Yield each fault as one line of the message.
 
-    The value of an unknown key is left out if its file is neither shipped nor in the folder of a
-    recipe in `spec`: such a file may be no recipe at all and contain secrets.
+    The value of an unknown key is left out if its file is neither shipped nor named in `spec`: a
+    file that another one composes may be no recipe at all and contain secrets.
     """
     # For a user that does not exist, os.path.expanduser leaves `~NAME` unchanged.
     paths = (Path(os.path.expanduser(part)) for part in [spec, *spec.split("+")])
-    own = {path.resolve().parent for path in paths}
+    own = {path.resolve() for path in paths}
     for fault in faults:
         is_unknown = fault.key not in keys() and fault.value is not None
         inside = (o for key, o in origins.items() if f"{key}.".startswith(f"{fault.key}."))
@@ -525,10 +525,10 @@ def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Itera
 
 
 def _is_elsewhere(origin: str, own: set[Path]) -> bool:
-    """Whether an origin is a file that is neither in one of the folders `own` nor in recipes/."""
+    """Whether an origin is a file that is neither one of the files `own` nor in recipes/."""
     path = ROOT / origin  # an absolute path stays itself
     is_known = origin in (OVERRIDE, DEFAULT) or path.is_relative_to(ROOT / "recipes")
-    return not is_known and not any(path.is_relative_to(folder) for folder in own)
+    return not is_known and path not in own
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:

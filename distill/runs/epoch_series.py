@@ -44,7 +44,7 @@ class Curves:
 def curves(events: Sequence[Event]) -> Curves:
     """Return the metrics in a run's events as curves; they are empty before its first step."""
     starts = [event for event in events if isinstance(event, Start)]
-    per_epoch = starts[-1].steps_per_epoch if starts else 1
+    per_epoch = max(1, starts[-1].steps_per_epoch) if starts else 1
     steps = [(e.step / per_epoch, e.metrics) for e in events if isinstance(e, Step)]
     epochs = [(float(e.epoch), e.metrics) for e in events if isinstance(e, Epoch)]
     return Curves(_lines(steps), _lines(epochs))

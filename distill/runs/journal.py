@@ -45,6 +45,7 @@ KINDS: dict[str, type[Event]] = {  # by their names in the journal
 }
 LARGEST = 1 << 30  # most bytes of a journal
 MOST_LINES = 1_000_000
+MOST_METRICS = 100  # most metrics of an event; a recipe has at most as many as loss terms, and ten
 LONGEST_LINE = 1 << 22  # most bytes of a line; the line of a step has about 500
 
 
@@ -137,6 +138,8 @@ def _row(text: str) -> dict[str, Any]:
     name = row.get("event") if isinstance(row, dict) else None
     if not isinstance(name, str) or name not in KINDS:
         raise Invalid(f"is not an event: its `event` is none of {', '.join(KINDS)}")
+    if len(row.get("metrics") or ()) > MOST_METRICS:
+        raise Invalid(f"has more than {MOST_METRICS} metrics")
     try:
         run_json.check(SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()})
     except Invalid as fault:

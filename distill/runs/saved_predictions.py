@@ -1,6 +1,7 @@
 """Read evaluation.npz, the saved predictions of a run."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from distill.events import measure_name
 from distill.files import run_json
 from distill.files.arrays import LARGEST, open_npz
 from distill.format import percent
-from distill.metrics import Array, is_correct
+from distill.metrics import Array, is_correct, measures
 from distill.runs.run_folder import RunFolder
 
 ADVICE = "Restore it, or move it away: most commands work without it."
+VAL_TOLERANCE = 0.02  # of an accuracy, 0..1
+NLL_TOLERANCE = 1e-3  # relative
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 
 class ContradictsPredictions(UserError):
-    """The accuracy in result.json is not that of the predictions that the run saved."""
+    """result.json contradicts the saved predictions: it names another file or other measures."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +127,15 @@ def _unreadable(path: Path, fault: object) -> UserError:
 def read_run(run: RunFolder) -> Predictions | None:
     """Read a run's evaluation.npz; None if the file is absent.
 
-    Raises UserError if it is damaged, if its number of classes differs from the run's, or if its
-    sha256 differs from the one in result.json (earlier versions recorded none). Raises
-    ContradictsPredictions if the accuracy in result.json is not that of the predictions.
+    Raises UserError if it is damaged or if its number of classes differs from the run's. Raises
+    ContradictsPredictions if its sha256 differs from the one in result.json (earlier versions
+    recorded none), or if accuracies or NLL in result.json are not those of the predictions.
     """
     path = run.evaluation
     result = run.result() if run.is_finished else {}
     expected = result.get("evaluation")
     if expected is not None and path.exists() and _sha256(path) != expected:
-        raise UserError(
+        raise ContradictsPredictions(
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
@@ -142,25 +145,44 @@ def read_run(run: RunFolder) -> Predictions | None:
     if names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
-    _check_accuracy(run, predictions, result.get("metrics", {}).get(measure_name("top1", "test")))
+    _check_measures(run, predictions, result.get("metrics", {}))
     return predictions
 
 
-def _check_accuracy(run: RunFolder, predictions: Predictions, recorded: float | None) -> None:
-    """Raise ContradictsPredictions if the predictions have another accuracy than `recorded`."""
-    n, n_correct = len(predictions.labels), int(predictions.is_correct.sum())
-    if recorded is not None and round(recorded * n) != n_correct:
-        raise ContradictsPredictions(
-            f"{run.result_file} names an accuracy of {percent(recorded)} on the test images; the "
-            f"predictions in {run.evaluation.name} have {percent(n_correct / n)}.\n"
-            f"{run_json.RETRAIN}"
-        )
+def _check_measures(
+    run: RunFolder, predictions: Predictions, recorded: Mapping[str, float]
+) -> None:
+    """Raise ContradictsPredictions if the predictions have other measures than the recorded ones.
+
+    The accuracy on held-out images was measured in the precision of the training, so it may differ
+    by VAL_TOLERANCE.
+    """
+    logits, labels = predictions.logits, predictions.labels
+    found = {"top1/test": float(predictions.is_correct.mean())}
+    with np.errstate(all="ignore"):
+        found["nll/test"] = float(measures(logits, labels)["nll"])
+    tolerances = {
+        "top1/test": 0.5 / len(labels),
+        "nll/test": NLL_TOLERANCE * (1 + found["nll/test"]),
+    }
+    if predictions.val_logits is not None and predictions.val_labels is not None:
+        top1 = float(is_correct(predictions.val_logits, predictions.val_labels).mean())
+        averaged = measure_name("top1", "val_ema")
+        name = averaged if averaged in recorded else measure_name("top1", "val")
+        found[name], tolerances[name] = top1, VAL_TOLERANCE
+    for name, value in found.items():
+        if name in recorded and abs(recorded[name] - value) > tolerances[name]:
+            shown = [f"{v:.4f}" if "nll" in name else percent(v) for v in (recorded[name], value)]
+            raise ContradictsPredictions(
+                f"{run.result_file} has {name} = {shown[0]}, but the predictions in "
+                f"{run.evaluation.name} have {shown[1]}.\n{run_json.RETRAIN}"
+            )
 
 
 def n_test_images(run: RunFolder) -> int | None:
     """Return the number of test images; None if the saved predictions are missing or damaged.
 
-    Raises ContradictsPredictions if the accuracy in result.json is not that of the predictions.
+    Raises ContradictsPredictions, see `read_run`.
     """
     try:
         predictions = read_run(run)

@@ -9,6 +9,7 @@ for several attached databases, which a sweep does not use.
 
 import os
 import re
+import sqlite3
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ MAGIC = bytes.fromhex("d9d505f920a163d7")  # at both ends of a journal that has 
 FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 2 for WAL
 WRITE_AHEAD_LOG = 2
 # A definition may have names, types and constants only, and the one CHECK in optuna's tables.
+LARGEST_VALUE = 1 << 22  # bytes of a text; a sweep writes some thousand
 TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
 INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
-COMPUTED = re.compile(r"\b(AS|CHECK|USING|DEFAULT\s*\()", re.IGNORECASE)
+COMPUTED = re.compile(r"\b(AS|CHECK|USING|CONFLICT|DEFAULT\s*\()", re.IGNORECASE)
 CHECK_OF_OPTUNA = re.compile(r"CHECK \(version_info_id ?= ?1\)")
 ADVICE = "Restore the file that the sweep wrote, or choose another --out."
 
@@ -47,8 +49,14 @@ class SQLiteFile:
         dialect = kind(dbapi=kind.import_dbapi())  # type: ignore[call-arg]
         arguments, of_url = dialect.create_connect_args(self.url)
         connection = dialect.connect(*arguments, **{**of_url, **options})
+        self._limit_values(connection)
         self._check_schema(connection)
         return connection
+
+    def _limit_values(self, connection: Any) -> None:
+        """Limit the size of values: rows of a damaged file may share the same large value."""
+        if hasattr(connection, "setlimit"):  # sqlite3's own driver
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
 
     def check(self) -> None:
         """Raise UserError if opening the database could change a file elsewhere.

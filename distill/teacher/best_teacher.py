@@ -7,7 +7,9 @@ one data set hold out the same images if they hold out the same number of them
 
 from collections.abc import Sequence
 
+from distill.errors import UserError
 from distill.events import measure_name
+from distill.runs import saved_predictions
 from distill.runs.run_folder import RunFolder
 
 
@@ -19,6 +21,7 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
     are considered. The teacher with the best held-out accuracy is chosen. If the accuracies are
     missing (`data.holdout = 0`) or were measured on different images, the newest one is chosen.
     """
+    found = [run for run in found if _is_consistent(run)] or found
     by_age = sorted(found, key=lambda run: str(run.result()["finished_at"]), reverse=True)
     preferred = [run for run in by_age if _n_held_out(run) == n_held_out] or by_age
     measured = [run for run in preferred if _val_accuracy(run) is not None]
@@ -26,6 +29,15 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
         return preferred[0], _notes_on_newest(preferred, by_age)
     ranked = sorted(measured, key=lambda run: _val_accuracy(run) or 0.0, reverse=True)
     return ranked[0], _notes_on_best(ranked, by_age)
+
+
+def _is_consistent(run: RunFolder) -> bool:
+    """Whether the measures of a run are those of its saved predictions, if it has them."""
+    try:
+        saved_predictions.read_run(run)
+    except UserError:
+        return False
+    return True
 
 
 def _n_held_out(run: RunFolder) -> int | None:

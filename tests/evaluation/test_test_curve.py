@@ -116,6 +116,18 @@ def test_test_curve_matches_evaluate_and_is_cached(
     assert test_curve.measure_epochs(keeping) == curve
 
 
+def test_curve_that_contradicts_the_result_is_refused(keeping: RunFolder) -> None:
+    test_curve.measure_epochs(keeping)
+    right, final = keeping.test_curve.read_text(), keeping.result()["weights"]
+    wrong = json.loads(right)
+    assert final in wrong
+    wrong[final]["top1/test"] = 0.99
+    keeping.test_curve.write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=r"top1/test = 0.9900 for the final weights, .*\nDelete"):
+        test_curve.measure_epochs(keeping)
+    keeping.test_curve.write_text(right)
+
+
 def test_changed_epoch_weights_are_measured_again(keeping: RunFolder) -> None:
     curve = test_curve.measure_epochs(keeping)
     known = json.loads(keeping.test_curve.read_text())

@@ -807,6 +807,14 @@ def test_sparse_file_in_export_is_not_hashed(n_bytes, tmp_path):
         export.check_out(tmp_path, replace=True)
 
 
+def test_infinite_size_in_export_json_is_no_file(tmp_path):
+    (tmp_path / "export.json").write_text(
+        '{"formats": {"onnx": {"files": {"a": {"bytes": 1e999, "sha256": "0"}}}}}'
+    )
+    with pytest.raises(UserError, match=r"files that no export wrote: export\.json"):
+        export.check_out(tmp_path, replace=True)
+
+
 @pytest.mark.parametrize("name", ["__pycache__/mine.txt", "sub/__pycache__/a.pyc"])
 def test_replace_deletes_no_other_file_in_pycache(name, student, tmp_path):
     out = tmp_path / "out"

@@ -103,7 +103,17 @@ def test_pipe_and_folder_are_refused(run: RunFolder) -> None:
         run.result()
 
 
-@pytest.mark.parametrize("content", [{"a": []}, {"a": {"top1/test": "1"}}, []])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": []},
+        {"a": {"top1/test": "1"}},
+        [],
+        {"a": {"top1/test": 1.5}},
+        {"a": {"nll/train": 1e308}},
+        {"a": {"top1/test": float("nan")}},
+    ],
+)
 def test_wrong_type_in_test_curve_is_named(run: RunFolder, content: object) -> None:
     run.test_curve.write_text(json.dumps(content))
     with pytest.raises(UserError, match="test_curve.json is damaged: .*\nDelete it: its measures"):

@@ -88,7 +88,9 @@ def of_losses(found: Convolutions) -> None:
             continue
         projector = ["student.projector_width=64"] if recipe.student.projector_width else []
         teacher = FrozenTeacher(by_name.build("wrn", depth=10, widen=1))
-        run = prepared(*SMALL, *STUDENT, *projector, "cache=false", recipe=name, teacher=teacher)
+        width = ["student.width=16"] if recipe.loss.fsp else []  # channels of the teacher
+        given = (*SMALL, *STUDENT, *projector, *width, "cache=false")
+        run = prepared(*given, recipe=name, teacher=teacher)
         with recorded(found):
             step(run, 0)
 

@@ -68,6 +68,15 @@ def test_plus_composes_like_a_file(write: Write) -> None:
     assert spot.name == "one+three"
 
 
+def test_unknown_values_of_composed_file_are_hidden(write: Write) -> None:
+    """It may be no recipe: only the values of files that were named are shown."""
+    write("mine/parts/creds.toml", 'token = "SECRET"\n[aws]\nkey = "SECRET"')
+    path = write("mine/recipe.toml", f'compose = ["parts/creds.toml"]\n{WHOLE}')
+    with pytest.raises(RecipeError) as fault:
+        load(str(path))
+    assert "token" in str(fault.value) and "SECRET" not in str(fault.value)
+
+
 def test_path_in_file_is_relative_to_file(write: Write) -> None:
     write("mine/parts/base.toml", WHOLE)
     path = write("mine/recipe.toml", 'base = "parts/base.toml"')

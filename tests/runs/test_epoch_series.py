@@ -31,6 +31,11 @@ def test_partial_term_has_a_partial_line() -> None:
     assert known.terms == ["loss/kd", "loss/at", "loss/total"]
 
 
+def test_start_without_steps_has_points_at_steps() -> None:
+    known = curves([replace(START, steps_per_epoch=0), Step(5, 0, {"lr": 0.1})])
+    assert known.steps["lr"].x.tolist() == [5.0]
+
+
 def test_a_run_that_only_began_has_no_line() -> None:
     assert curves(EVENTS[:1]).epochs == {} and curves([]).lr is None
 

@@ -251,6 +251,16 @@ def test_long_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         journal.read(path)
 
 
+def test_event_of_many_metrics_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for n in (journal.MOST_METRICS, journal.MOST_METRICS + 1):
+        path.write_text(journal.line(Step(1, 0, {f"loss/t{i}": 0.0 for i in range(n)})) + "\n")
+        if n == journal.MOST_METRICS:
+            assert len(journal.read(path)) == 1
+    with pytest.raises(UserError, match="line 1 has more than 100 metrics"):
+        journal.read(path)
+
+
 def test_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"event": "end"}\n{"event": "end", "a": "bcd"}\n')

@@ -135,7 +135,7 @@ def test_who_trains_now_is_seen_and_not_disturbed(tmp_path: Path) -> None:
 def test_accuracy_that_predictions_contradict(tmp_path: Path) -> None:
     row = alone(finished(tmp_path / "a", metrics={"top1/test": 0.99}).path)
     assert (row.state, row.top1_test) == ("damaged", None)
-    assert row.fault is not None and "accuracy of 99.00 %" in row.fault
+    assert row.fault is not None and "top1/test = 99.00 %" in row.fault
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from distill.metrics import (
     nll,
     probabilities,
 )
-from distill.runs.run_folder import write_json
+from distill.runs.run_folder import file_sha256, write_json
 from distill.runs.saved_predictions import (
     Predictions,
     n_test_images,
@@ -148,10 +148,39 @@ def test_accuracy_must_be_that_of_predictions(tmp_path: Path) -> None:
     assert read_run(run) is not None and n_test_images(run) == 8
     write_json(run.result_file, right | {"metrics": {"top1/test": 0.5}})
     for read in (read_run, n_test_images):
-        with pytest.raises(UserError, match=r"accuracy of 50.00 % .*evaluation.npz have 37.50 %"):
+        with pytest.raises(UserError, match=r"top1/test = 50.00 %, .*evaluation.npz have 37.50 %"):
             read(run)
     write_json(run.result_file, right | {"evaluation": "0"})
+    with pytest.raises(UserError, match="is not the file that its run wrote"):
+        n_test_images(run)
+    run.evaluation.unlink()
     assert n_test_images(run) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("nll/test", 0.01, r"nll/test = 0.0100, but the predictions .* have \d"),
+        ("top1/val", 0.99, r"top1/val = 99.00 %, but the predictions .* have 37.50 %"),
+        ("top1/val_ema", 0.99, r"top1/val_ema = 99.00 %, but"),
+    ],
+)
+def test_other_measures_must_be_of_predictions(
+    name: str, wrong: float, message: str, tmp_path: Path
+) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)
+    arrays = dict(np.load(run.evaluation))
+    both = arrays | {"val_logits": arrays["logits"], "val_labels": arrays["labels"]}
+    np.savez(run.evaluation, **both)
+    result = {key: value for key, value in run.result().items() if key != "evaluation"}
+    result["evaluation"] = file_sha256(run.evaluation)
+    right = float(measures(arrays["logits"], arrays["labels"])["nll"])
+    known = {"top1/test": 0.375, "nll/test": right, "top1/val": 0.375 + 0.01}
+    write_json(run.result_file, result | {"metrics": known})
+    assert read_run(run) is not None
+    write_json(run.result_file, result | {"metrics": known | {name: wrong}})
+    with pytest.raises(UserError, match=message):
+        read_run(run)
 
 
 def test_confidence_of_one_is_in_last_bin() -> None:

@@ -209,6 +209,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
         ("ALTER TABLE trials ADD COLUMN x AS (hex(zeroblob(1000)))",),
         "damaged: its table 'trials' is none of a sweep's",
     ),
+    "conflict clause": (
+        ("CREATE TABLE x (a INTEGER NOT NULL ON CONFLICT IGNORE)",),
+        "damaged: its table 'x' is none of a sweep's",
+    ),
     "computed default": (
         ("CREATE TABLE x (a DEFAULT (hex(zeroblob(1000))))",),
         "damaged: its table 'x' is none of a sweep's",

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.runs.run_folder import write_json
+from distill.runs.run_folder import file_sha256, write_json
 from distill.sweep import recipe_and_control_seeds
 from distill.sweep.recipe_and_control_seeds import SeedRun
 
@@ -88,6 +89,18 @@ def test_copy_of_seed_is_not_averaged(tmp_path: Path) -> None:
     last = planned[-1].folder
     write_json(last.result_file, last.result() | {"weights": "ab"})
     with pytest.raises(UserError, match="^seed-0 and seed-1 in .* have the same weights: one is"):
+        recipe_and_control_seeds.summary(planned)
+
+
+def test_seed_that_contradicts_predictions_is_refused(tmp_path: Path) -> None:
+    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    first, _ = finished(planned, [0.4, 0.7])
+    logits, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])  # 3 of 4 are right
+    np.savez(first.folder.evaluation, logits=logits, labels=labels)
+    result = {k: v for k, v in first.folder.result().items() if k != "class_names"}
+    result["evaluation"] = file_sha256(first.folder.evaluation)
+    write_json(first.folder.result_file, result | {"class_names": list("abcd")})
+    with pytest.raises(UserError, match=r"top1/test = 40.00 %, but the predictions .* 75.00 %"):
         recipe_and_control_seeds.summary(planned)
 
 

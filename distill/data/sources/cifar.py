@@ -7,7 +7,7 @@ memory, never extracted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -188,6 +188,8 @@ def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
         with open_tar(batches.path) as archive:
             for member in archive:
                 name = _member_file_name(member, batches.layout)
+                if name is not None and name in contents:
+                    raise InvalidArray(f"it contains {name} twice")
                 if name in names and name is not None:
                     contents[name] = archive.read()
     except (InvalidArray, OSError) as error:
@@ -198,7 +200,8 @@ def _read(batches: Batches, names: Sequence[str]) -> dict[str, bytes]:
 def _member_file_name(member: Member, layout: Layout) -> str | None:
     """Return a member's file name if it is directly in the layout's folder, else None."""
     path = member.path
-    return path.name if member.is_file and path.parent.name == layout.folder else None
+    is_inside = path.parent == PurePosixPath(layout.folder)
+    return path.name if member.is_file and is_inside else None
 
 
 def _damaged_error(batches: Batches, error: Exception) -> UserError:

@@ -23,6 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all convert to RGB
 LARGEST = 1 << 28  # bytes of a file
+SCAN, MOST_SCANS = b"\xff\xda", 100  # the marker of a scan; progressive JPEGs have about 10
 MOST_PIXELS = 50_000_000  # of a picture; conversion takes up to 16 bytes of memory per pixel
 FILTER = Image.Resampling.BICUBIC  # to shrink, Pillow widens it, so that no pixel is skipped
 ALPHA = ("RGBA", "LA", "PA")  # colour modes with transparency
@@ -73,6 +74,8 @@ def decode(
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.format == "JPEG" and content.count(SCAN) > MOST_SCANS:
+                raise UnusablePicture(f"has more than {MOST_SCANS} scans: save it again")
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
             width, height = image.size

@@ -90,7 +90,14 @@ def loads(content: bytes) -> dict[str, object]:
     except Exception as error:  # a damaged program may fail in any way
         kind, reason = type(error).__name__, str(error)[:LONGEST_NAME]
         raise ValueError(f"truncated or damaged ({kind}: {reason})") from error
+    if len(set(map(_exact_text, loaded))) < len(loaded):
+        raise ValueError("two of its keys are the same text")
     return {text(key): value for key, value in loaded.items()}
+
+
+def _exact_text(name: object) -> str:
+    """Convert bytes or text to text such that different bytes give different texts."""
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name)
 
 
 def text(name: object) -> str:

@@ -1,5 +1,6 @@
 """Images to be predicted: every container, nothing in silence, all faults at once."""
 
+import io
 import os
 import pickle
 import re
@@ -259,3 +260,22 @@ def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_picture_of_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
     assert "9000x9000 pixels; at most 50,000,000 are read" in refusal(tmp_path / "a.png")
+
+
+def test_id_beyond_unicode_is_one_fault(tmp_path: Path) -> None:
+    ids = np.array([0xFFFFFFFF], np.uint32).view("<U1")
+    np.savez(tmp_path / "a.npz", data=np.zeros((1, 32, 32, 3), np.uint8), ids=ids)
+    with pytest.raises(UserError, match="ids is unreadable"):
+        images_to_predict.load(tmp_path / "a.npz")
+
+
+def test_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
+    """Each scan takes milliseconds, whatever its size."""
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(content, "JPEG", progressive=True)
+    written = content.getvalue()
+    at = written.index(b"\xff\xda")
+    scan = written[at : written.index(b"\xff", at + 2)]
+    (tmp_path / "a.jpg").write_bytes(written[:at] + scan * 101 + written[at:])
+    with pytest.raises(UserError, match="a.jpg: has more than 100 scans: save it again"):
+        images_to_predict.load(tmp_path / "a.jpg")
