@@ -10,6 +10,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from networks import by_name
 from students.design import Design
 from students.resnet import ResNet
 from tests.make_runs import prepared
-from tests.training.test_shipped_recipes import SMALL, STUDENT, WHOLE
+from tests.training.test_shipped_recipes import WHOLE, in_small
 
 TOLERANCE = 1e-4  # of the largest gradient: some hundred float32 roundings
 BATCH = 8
@@ -86,11 +87,9 @@ def of_losses(found: Convolutions) -> None:
         recipe = recipes.load(name).recipe
         if recipe.student is None or not recipes.has_teacher(recipe):
             continue
-        projector = ["student.projector_width=64"] if recipe.student.projector_width else []
+        given = [each for each in in_small(name, Path()) if not each.startswith("teacher.runs")]
         teacher = FrozenTeacher(by_name.build("wrn", depth=10, widen=1))
-        width = ["student.width=16"] if recipe.loss.fsp else []  # channels of the teacher
-        given = (*SMALL, *STUDENT, *projector, *width, "cache=false")
-        run = prepared(*given, recipe=name, teacher=teacher)
+        run = prepared(*given, "cache=false", recipe=name, teacher=teacher)
         with recorded(found):
             step(run, 0)
 
