@@ -514,8 +514,9 @@ def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Itera
     file that another one composes may be no recipe at all and contain secrets.
     """
     # For a user that does not exist, os.path.expanduser leaves `~NAME` unchanged.
-    paths = (Path(os.path.expanduser(part)) for part in [spec, *spec.split("+")])
-    own = {path.resolve() for path in paths}
+    own = {
+        os.path.realpath(os.path.expanduser(p)) for p in [spec, *spec.split("+")] if "\0" not in p
+    }
     for fault in faults:
         is_unknown = fault.key not in keys() and fault.value is not None
         inside = (o for key, o in origins.items() if f"{key}.".startswith(f"{fault.key}."))
@@ -524,11 +525,11 @@ def _lines(spec: str, faults: Sequence[Fault], origins: dict[str, str]) -> Itera
         yield _line(fault, origins)
 
 
-def _is_elsewhere(origin: str, own: set[Path]) -> bool:
+def _is_elsewhere(origin: str, own: set[str]) -> bool:
     """Whether an origin is a file that is neither one of the files `own` nor in recipes/."""
     path = ROOT / origin  # an absolute path stays itself
     is_known = origin in (OVERRIDE, DEFAULT) or path.is_relative_to(ROOT / "recipes")
-    return not is_known and path not in own
+    return not is_known and str(path) not in own
 
 
 def _line(fault: Fault, origins: dict[str, str]) -> str:
