@@ -39,7 +39,7 @@ def test_student_is_distilled_and_exported(network: str, vgg_teacher: Path, tmp_
     net = load_trained(run)
     assert result["parameters"] == sum(p.numel() for p in net.parameters())
     report = export.export(run, FORMATS, tmp_path / "export")
-    assert {file["format"] for file in report["files"]} == set(FORMATS)
+    assert report["formats"].keys() == set(FORMATS)
 
 
 @pytest.mark.long
