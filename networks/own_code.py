@@ -116,7 +116,7 @@ def build(
             "Restore that file, or train again in another --out."
         )
     name = split_own(network)[1]
-    module = _executed(source)
+    module = _execute(source.path, source.content)
     make = getattr(module, name, None)
     if not callable(make):
         raise UserError(f"{source.path} has no class or function {name}{_callables(module)}.")
@@ -152,13 +152,9 @@ def _module_file(name: str) -> Path:
     return Path(spec.origin)
 
 
-def _executed(source: Source) -> types.ModuleType:
-    """Run the code once; return its module. Modules beside the file can be imported."""
-    return _execute(source.path, source.content)
-
-
 @cache
 def _execute(path: Path, content: bytes) -> types.ModuleType:
+    """Run the code once and return its module. Modules beside the file can be imported."""
     name = "understudy_own_" + hashlib.sha256(content).hexdigest()[:16]
     module = types.ModuleType(name)
     module.__file__ = str(path)
@@ -189,7 +185,9 @@ def _called(
 ) -> nn.Module:
     parameters = inspect.signature(make).parameters
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    names = [name for name in N_CLASSES if name in parameters] or list(N_CLASSES[:accepts_any])
+    names = [name for name in N_CLASSES if name in parameters]
+    if accepts_any:  # a name that the signature has comes first
+        names.append(N_CLASSES[0])
     if not names:
         raise UserError(
             f"{network} takes no number of classes: none of its arguments is called "

@@ -41,7 +41,7 @@ from distill.runs.run_folder import RunFolder
 from distill.terminal.recipe_and_cache_tables import class_counts
 from distill.terminal.safe_console import SafeConsole
 
-# Parts of which hostile names are made.
+# Hostile names are combined from these parts.
 PARTS = [
     '"""', "'''", '"', "'", "\\", "\\\\", "\n", "\r", "\t", "\0", "\x1b[31m", "\x1b]0;t\x07",
     "\x9b",

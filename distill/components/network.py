@@ -63,7 +63,7 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
         keys = described.model_dump(include=set(schema.WRN_KEYS))
         net = by_name.build(described.network, **keys, classes=n_classes)
     if isinstance(described, schema.Student):
-        _check(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
+        _raise_if(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
     return net
 
 
@@ -82,10 +82,11 @@ def with_code(recipe: Recipe, role: Role) -> Recipe:
 def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) -> None:
     """Raise UnsuitableRecipe if a student is over budget and its size is known without building."""
     if isinstance(described, schema.Student):
-        _check(network_cost.budget_fault(described, n_classes), n_classes)
+        _raise_if(network_cost.budget_fault(described, n_classes), n_classes)
 
 
-def _check(fault: str | None, n_classes: int) -> None:
+def _raise_if(fault: str | None, n_classes: int) -> None:
+    """Raise UnsuitableRecipe with this fault, if there is one."""
     if fault is not None:
         raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
 

@@ -130,7 +130,7 @@ def load_into(
 def _best_names(
     weights: Weights, expected: Mapping[str, Tensor], translate: Callable[[str], str | None]
 ) -> Weights:
-    """Return the weights under those of the possible names of which most are expected."""
+    """Return the weights under the names, own or translated, that the network expects most of."""
     candidates = [
         weights,
         {f"net.{name}": tensor for name, tensor in weights.items()},

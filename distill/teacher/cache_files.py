@@ -35,7 +35,7 @@ FOLDER = "targets"  # below the cache folder
 BYTES = 2  # per float16
 ABOUT = "about.json"
 LARGEST_ABOUT = 1 << 20  # bytes; the program writes 3 kB
-# The most keys in `depends`, of which the program writes 10, and the most characters of a key.
+# The most keys in `depends` (the program writes 10), and the most characters of a key.
 MOST_DEPENDS, LONGEST_NAME = 64, 100
 KEY, VIEW = re.compile("[0-9a-f]{32}"), re.compile("view-([0-9]{5,9})[.]npz")
 

@@ -120,7 +120,7 @@ def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
 
 
 def _slowest_teacher(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
-    """Return the only teacher, or the slowest of several of which one is drawn for each view.
+    """Return the only teacher, or the slowest one if one of several is drawn for each view.
 
     A plan with the slowest one stays within the budget, whichever teachers are drawn.
     """

@@ -30,6 +30,12 @@ class Any(nn.Linear):
     def forward(self, images):
         return super().forward(images.mean((2, 3)))
 
+class Named(nn.Linear):
+    def __init__(self, num_classes=3, **options):
+        super().__init__(3, num_classes)
+    def forward(self, images):
+        return super().forward(images.mean((2, 3)))
+
 class Flat(nn.Flatten):
     def __init__(self, classes): super().__init__()
 
@@ -91,6 +97,7 @@ def test_arguments_and_classes_reach_the_code(nets: Path) -> None:
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
     assert sum(p.numel() for p in net.parameters()) == 3 * 6 * 9 + 6 + 6 * 7 + 7
     assert built(nets, "Any").net.out_features == 7  # keyword arguments of any name
+    assert built(nets, "Named").net.out_features == 7  # its own name before any other
     assert net.training
 
 
@@ -113,7 +120,7 @@ def test_every_submodule_is_a_copied_tap(nets: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nosuch", r"nets\.py has no class or function nosuch; it has small, Any, Flat"),
+        ("nosuch", r"nets\.py has no class or function nosuch; it has small, Any, Named, Flat"),
         ("Flat", "Flat has no parameters, so it cannot be trained"),
         ("Pair", "Pair gave tuple for two images instead of logits"),
         ("Wide", r"Wide gave \[2, 8\] for two images instead of logits \[2, 7\]"),
