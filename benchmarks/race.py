@@ -1,20 +1,21 @@
 """Compare the accuracies that several training systems reach in the same time on one core.
 
-    python -m benchmarks.race --teacher RUN [--minutes 60] [--names NAME…] [--data PATH]
+    python -m benchmarks.race [--teacher RUN] [--minutes 60] [--names NAME…] [--data PATH]
                               [--set KEY=VALUE…]
 
 First measures how long each entry of `ENTRIES` takes per image with one thread, in a few minutes in
-which nothing else should run, and saves it in `runs/race/speeds.json`. Then trains each entry for
-the number of epochs that fit into the minutes at this speed, one after the other, into
-`runs/race/<name>`; other programs may run meanwhile, since they do not change the number of epochs.
-A finished run is not repeated, and an interrupted one is resumed. All entries train on all images:
-nothing is held out, and the last epoch's weights are the result. The entry `distilled` uses the
-teacher RUN, whose own training time is not counted but reported, nor is the time to compute its
-logits, which are read from the cache if an earlier run has cached them.
+which nothing else should run, and saves it in `results/race_speeds.json`. Then trains each entry
+for the number of epochs that fit into the minutes at this speed, one after the other, into
+`runs/race/<name>`; other programs may run meanwhile, and the runs may be on other machines, since
+this does not change the number of epochs. A finished run is not repeated, and an interrupted one is
+resumed. All entries train on all images: nothing is held out, and the last epoch's weights are the
+result. The entry `distilled` uses the teacher RUN, by default this comparison's run of `alone`; its
+training time is not counted but reported, nor is the time to compute its logits.
 
-Writes `results/race.json` and `results/race.svg` (test accuracy over minutes) and prints the table.
-The weights of every epoch are saved, and measured on the test split after the training; no epoch is
-selected by these measurements.
+After each entry writes `results/race.json` and `results/race.svg` (test accuracy over minutes),
+which keep the entries of earlier calls; prints the table at the end. The weights of every epoch are
+saved, and measured on the test split after the training; no epoch is selected by these
+measurements.
 """
 
 import argparse
@@ -46,8 +47,11 @@ from distill.training import measure_speed
 
 ROUNDS = 3  # each measures every entry once
 N_IMAGES = 4096  # random images that are trained on while the speed is measured
-MOST_S = 30.0  # seconds to measure one entry in a round
+MOST_S = 120.0  # seconds to measure one entry in a round
+N_TRAIN = 50_000  # all training images of CIFAR-10
+N_CLASSES = 10
 ALL_IMAGES = ("data.holdout=0", "train.keep_epochs=1")
+IN_EPOCHS = ("optim.warmup_epochs", "ema.half_life")
 
 
 class Entry(NamedTuple):
@@ -57,43 +61,51 @@ class Entry(NamedTuple):
     recipe: str
     overrides: tuple[str, ...] = ()  # KEY=VALUE
     is_taught: bool = False  # whether it has a teacher
+    scaled: tuple[str, ...] = ()  # keys in epochs, whose share of the epochs stays the recipe's
 
 
 ENTRIES = {
     "report-2111": Entry("report of 2022, [2, 1, 1, 1]", "recipes/reports/nyu2022_2111.toml"),
     "report-n3": Entry("report of 2022, [2, 2, 2]", "recipes/reports/nyu2022_n3_b2_c85.toml"),
     "report-512": Entry("report of 2023, [3, 6, 1]", "recipes/reports/nyu2023_res_512.toml"),
-    "plain": Entry("student of kd, labels alone", "kd", ("loss.kd=false", "loss.hard.weight=1.0")),
-    "alone": Entry("fast_alone", "fast_alone"),
-    "distilled": Entry("fast_kd", "fast_kd", ("cache={}",), is_taught=True),
+    "plain": Entry(
+        "student of kd, labels alone",
+        "kd",
+        ("loss.kd=false", "loss.hard.weight=1.0"),
+        scaled=IN_EPOCHS[:1],
+    ),
+    "alone": Entry("fast_alone", "fast_alone", scaled=IN_EPOCHS),
+    "distilled": Entry("fast_kd", "fast_kd", ("cache={}",), is_taught=True, scaled=IN_EPOCHS),
 }
 
 
-def speeds(given: argparse.Namespace, teacher: RunFolder) -> dict[str, float]:
+def speeds(given: argparse.Namespace) -> dict[str, float]:
     """Return the seconds per training image of each entry: of the fastest step in ROUNDS rounds.
 
-    Reads those that an earlier call saved. The teacher's part is subtracted: its logits are cached.
+    Reads those that an earlier call saved. The time of a teacher is subtracted: its logits are
+    cached.
     """
-    path = given.out / "speeds.json"
+    path = given.results / "race_speeds.json"
     known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     names = [name for name in given.names if name not in known]
     torch.set_num_threads(1)
+    images = measure_speed.random_images(N_IMAGES, N_CLASSES)
     for _, name in product(range(ROUNDS), names):
         entry = ENTRIES[name]
         recipe = recipes.load(entry.recipe, overrides(entry, given)).recipe
-        taught_by = recipes.read(teacher.recipe) if entry.is_taught else None
-        images = measure_speed.random_images(N_IMAGES, len(teacher.result()["class_names"]))
+        teacher = recipes.load("fast_teacher").recipe if entry.is_taught else None
         until = time.monotonic() + MOST_S
-        speed = measure_speed.measure(recipe, "student", taught_by, images, until)
+        speed = measure_speed.measure(
+            recipe, "student", teacher, images, until, most_step_s=math.inf
+        )
         known[name] = min(known.get(name, math.inf), speed.fastest_s - speed.teacher_s)
-    given.out.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
     return known
 
 
-def epochs_within(minutes: float, image_s: float, n_images: int) -> int:
-    """Return how many epochs of `n_images` images fit into the minutes; at least one."""
-    return max(1, int(60 * minutes / (image_s * n_images)))
+def epochs_within(minutes: float, image_s: float) -> int:
+    """Return how many epochs of all training images fit into the minutes; at least one."""
+    return max(1, int(60 * minutes / (image_s * N_TRAIN)))
 
 
 def overrides(entry: Entry, given: argparse.Namespace) -> list[str]:
@@ -103,14 +115,27 @@ def overrides(entry: Entry, given: argparse.Namespace) -> list[str]:
 
 def command(entry: Entry, given: argparse.Namespace, out: Path, epochs: int) -> list[str]:
     """Return the `distill` command that trains one entry for this number of epochs."""
-    sets = [*overrides(entry, given), f"train.epochs={epochs}"]
+    sets = [*overrides(entry, given), *rescaled(entry, epochs), f"train.epochs={epochs}"]
     options = [part for each in sets for part in ("--set", each)]
     if given.data:
         options += ["--data", given.data]
     if entry.is_taught:
-        options += ["--teacher", given.teacher]
+        options += ["--teacher", str(teacher_folder(given))]
     typed = ["distill", "--recipe", entry.recipe, *options, "--out", str(out), "--resume"]
     return [sys.executable, "cli.py", *typed]
+
+
+def rescaled(entry: Entry, epochs: int) -> list[str]:
+    """Return the `key=value` settings of an entry that are proportional to its epochs."""
+    recipe = recipes.load(entry.recipe).recipe
+    content = recipes.values(recipe)
+    share = epochs / (recipe.train.epochs or epochs)
+    return [f"{key}={share * content[key]:g}" for key in entry.scaled]
+
+
+def teacher_folder(given: argparse.Namespace) -> Path:
+    """Return the folder of the taught entries' teacher."""
+    return Path(given.teacher).resolve() if given.teacher else given.out.resolve() / "alone"
 
 
 def row(name: str, run: RunFolder, image_s: float) -> dict[str, Any]:
@@ -127,6 +152,8 @@ def row(name: str, run: RunFolder, image_s: float) -> dict[str, Any]:
         "interval": [low, high],
         "minutes_per_epoch": minutes,
         "curve": curve(run, minutes),
+        "teacher_top1": run.result()["teacher"]["top1"] if ENTRIES[name].is_taught else None,
+        "environment": environment(run),
     }
 
 
@@ -173,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--teacher")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--names", nargs="+", default=list(ENTRIES), choices=list(ENTRIES))
     parser.add_argument("--data")
@@ -181,28 +208,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "race")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
-    given.teacher = str(Path(given.teacher).resolve())
     try:
-        teacher = open_finished(Path(given.teacher))
-        outs = {name: given.out / name for name in given.names}
-        seconds = speeds(given, teacher)
-        n_images = teacher.result()["data"]["train_images"]
-        for name, out in outs.items():
-            epochs = epochs_within(given.minutes, seconds[name], n_images)
-            train(command(ENTRIES[name], given, out, epochs), out)
-        runs = {name: open_finished(out) for name, out in outs.items()}
+        seconds = speeds(given)
+        for name in given.names:
+            out = given.out / name
+            train(
+                command(ENTRIES[name], given, out, epochs_within(given.minutes, seconds[name])), out
+            )
+            rows = save(given, row(name, open_finished(out), seconds[name]))
     except UserError as fault:
         parser.error(str(fault))
-    rows = [row(name, run, seconds[name]) for name, run in runs.items()]
-    content = {
-        "minutes": given.minutes,
-        "teacher": figures(teacher),
-        "table": rows,
-        "environment": environment(next(iter(runs.values()))),
-    }
-    write_json(given.results / "race.json", content)
-    write_text(given.results / "race.svg", drawing(rows))
     print(markdown(rows))
+
+
+def save(given: argparse.Namespace, measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a row to `race.json`, draw `race.svg`; return all rows, in the order of `ENTRIES`."""
+    path = given.results / "race.json"
+    known = json.loads(path.read_text())["table"] if path.exists() else []
+    by_name = {each["name"]: each for each in known} | {measured["name"]: measured}
+    rows = [by_name[name] for name in ENTRIES if name in by_name]
+    write_json(path, {"minutes": given.minutes, "table": rows})
+    write_text(given.results / "race.svg", drawing(rows))
+    return rows
 
 
 if __name__ == "__main__":

@@ -82,14 +82,16 @@ def measure(
     images: ImageSet,
     until: float,
     rival_s: float = math.inf,
+    most_step_s: float = MOST_STEP_S,
 ) -> Speed:
     """Time steps of a recipe on `images`.
 
     `teacher`: the recipe of the teacher, which is built untrained; None without a teacher. At least
     two steps are taken; the first is not timed. `until`: no further step is started that would end
     after this time.monotonic(). `rival_s`: seconds per image of the same recipe in another
-    precision; timing ends early if this one takes more than twice as long. Raises UserError if the
-    recipe does not fit the images.
+    precision; timing ends early if this one takes more than twice as long. `most_step_s`: the most
+    seconds that a timed step should take; the batch is smaller than the recipe's where its step
+    takes longer. Raises UserError if the recipe does not fit the images.
     """
     state = _build_state(recipe, role, teacher, images)
     take_steps = minutes_to_steps.repeated_step(state)
@@ -97,7 +99,7 @@ def measure(
     first_s = minutes_to_steps.time_work(state, lambda: take_steps(1)) / FIRST_BATCH
     if first_s > MUCH_SLOWER * rival_s:
         return Speed(time_range([first_s]), 0.0, first_s)
-    size = _batch_size(recipe, first_s, until)
+    size = _batch_size(recipe, first_s, until, most_step_s)
     if size != FIRST_BATCH:
         state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
     # Parts of the training, as (begin, end) in 0..1, between which the active loss terms change.
@@ -158,17 +160,17 @@ def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
     )
 
 
-def _batch_size(recipe: Recipe, image_s: float, until: float) -> int:
+def _batch_size(recipe: Recipe, image_s: float, until: float, most_step_s: float) -> int:
     """Return the batch size to time: on a GPU the recipe's.
 
     On a CPU it is the largest power of two, at most the recipe's batch size, with which a step
-    takes at most MOST_STEP_S seconds and several steps end before `until`. At least FIRST_BATCH.
+    takes at most `most_step_s` seconds and several steps end before `until`. At least FIRST_BATCH.
     `image_s`: seconds per image.
     """
     most = recipe.train.batch_size // recipe.train.accumulate
     if is_on_cpu():
         left_s = max(0.0, until - time.monotonic())
-        step_s = min(MOST_STEP_S, left_s / (LEAST_STEPS + 2))
+        step_s = min(most_step_s, left_s / (LEAST_STEPS + 2))
         most = min(most, 2 ** max(0, math.floor(math.log2(max(1.0, step_s / image_s)))))
     return max(FIRST_BATCH, most)
 
