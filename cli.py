@@ -16,16 +16,6 @@ from distill.cli import (
     recipe_commands,
     run_commands,
 )
-from distill.cli.console import (
-    escape_unencodable,
-    flush_stdout,
-    is_wrong_path,
-    limit_text,
-    only_first_process_prints,
-    print_failure,
-    print_lost_process,
-    quiet_on_error,
-)
 from distill.cli.options import (
     DataOption,
     OutOption,
@@ -34,6 +24,16 @@ from distill.cli.options import (
     SetOption,
     TeacherOption,
     TrackerOption,
+)
+from distill.cli.standard_streams import (
+    escape_unencodable,
+    flush_stdout,
+    is_wrong_path,
+    limit_text,
+    only_first_process_prints,
+    print_failure,
+    print_lost_process,
+    quiet_on_error,
 )
 from distill.cli.train_commands import resolve, train
 from distill.errors import Failure, UserError
@@ -129,7 +129,7 @@ def main() -> None:
             print_failure(message)
             sys.exit(2 if is_wrong_path(fault) else 1)
         except RuntimeError as fault:
-            from distill.components.launched_processes import is_lost_process
+            from distill.components.check_processes import is_lost_process
 
             if not is_lost_process(fault):
                 raise

@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.pairs import HARD, PAIRS, SGD, SOFT, TEMPERATURE
+from distill.components.build_accelerator import build_accelerator
 from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
 
 PADDING, SIZE = 4, 32
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, H, W] in [0, 1], int64 [B]

@@ -43,9 +43,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import ceilings
 from benchmarks.contenders import CONTENDERS, PEERS
 from benchmarks.pairs import BATCH, PAIRS
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import build_network
 from distill.components.data_pipeline import build_loader, split_images
-from distill.components.device import build_accelerator
-from distill.components.network import build_network
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.training import environment

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.claim import RESULTS
-from distill.components.device import evaluation_accelerator
-from distill.components.network import load_trained, to_device
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import load_trained, to_device
 from distill.components.read_test_split import test_split
 from distill.data.sources import load_data_set
 from distill.errors import UserError
@@ -31,7 +31,7 @@ from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder, file_sha256, open_finished, write_json, write_text
 
 MAX_BYTES = 10_000_000  # of the weights, because the folder is committed to a Git repository
@@ -111,7 +111,7 @@ def measured(run: RunFolder, to: RunFolder, source: str) -> dict[str, float]:
     accel = evaluation_accelerator()
     net = to_device(load_trained(to), accel.device)
     logits, labels = to_host(logits_and_labels(net, test_split(source), accel))
-    predictions = saved_predictions.read_run(run)
+    predictions = read_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
     if not np.array_equal(predictions.labels, labels):
         raise UserError(f"{source} is not the test split on which {run.path} was measured.")

@@ -40,7 +40,7 @@ from distill.recipe import recipes
 from distill.report import figure_style
 from distill.report.matplotlib_defaults import matplotlib
 from distill.report.plots import new_figure
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 from distill.statistics import wilson
 from distill.training import measure_speed
@@ -140,7 +140,7 @@ def teacher_folder(given: argparse.Namespace) -> Path:
 
 def row(name: str, run: RunFolder, image_s: float) -> dict[str, Any]:
     """Return an entry's accuracy on the test split with its interval, its curve and its cost."""
-    predictions = saved_predictions.read_run(run)
+    predictions = read_predictions.read_run(run)
     assert predictions is not None, f"{run.evaluation} is missing"
     right = predictions.is_correct
     low, high = wilson(int(right.sum()), len(right))

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.peers import typed
 from benchmarks.stages import prepared
-from distill.components.device import build_accelerator
+from distill.components.build_accelerator import build_accelerator
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.training import environment, loop

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers import found_data, typed
-from distill.components.device import build_accelerator
+from distill.components.build_accelerator import build_accelerator
 from distill.errors import UserError
 from distill.events import Epoch, Start
 from distill.recipe import recipes

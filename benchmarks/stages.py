@@ -31,8 +31,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.pairs import BATCH, PAIRS, Pair
-from distill.components.device import build_accelerator
-from distill.components.network import build_network, network_name
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import build_network, network_name
 from distill.data import rng
 from distill.data.loader import Batch
 from distill.data.sources import load_data_set

@@ -5,7 +5,7 @@ The text states what was requested, what was found and what to type next; cli.py
 
 from collections.abc import Sequence
 
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 
 LISTED = 10  # faults of a data set that one message lists; further ones are only counted
 

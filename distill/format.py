@@ -6,7 +6,7 @@ A function that accepts None returns `UNKNOWN`, an en dash, for it.
 import math
 from collections.abc import Callable, Sequence
 
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 
 UNKNOWN = "–"
 DAY_S = 86_400

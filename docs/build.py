@@ -24,8 +24,8 @@ from distill.recipe import network_cost, recipes
 from distill.recipe.recipes import About
 from distill.recipe.schema import Student
 from distill.runs.run_folder import open_run, write_text
-from distill.terminal import screenshot
-from networks import known_networks
+from distill.terminal import display_to_svg
+from networks import network_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -34,15 +34,20 @@ PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
 NETWORK_COLUMNS = ("name", "parameters, 10 classes", "100 classes", "MACs, 100 classes", "taps")
 NETWORK_ALIGNMENT = ("---", "---:", "---:", "---:", "---")
-WIDE_RESNETS = tuple(f"wrn-{size}" for size in known_networks.WIDE_EXAMPLES)  # any size is allowed
+WIDE_RESNETS = tuple(
+    f"wrn-{size}" for size in network_catalogue.WIDE_EXAMPLES
+)  # any size is allowed
 NOT_YET = "not yet run"
 # Files that share one line in the list of modules, by package: a pattern of their names, and a
 # summary of their content.
 GROUPED = {
     "distill/cli": (r".*_commands?", "one file per group of commands"),
-    "distill/losses": (r"(?!(exact|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
-    "networks": (r"(?!(by_name|known_networks)$).*", "one file per architecture"),
+    "networks": (
+        r"(?!(by_name|network_catalogue|crd_weight_names)$).*",
+        "one file per architecture",
+    ),
     "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
     "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
 }
@@ -96,7 +101,7 @@ def _module(path: Path, depth: int) -> str:
 def network_table() -> str:
     """Return the networks that have a name in Markdown, with their sizes for 10 and 100 classes."""
     rows = []
-    for name in (*known_networks.RESIDUAL, *WIDE_RESNETS, *known_networks.FIXED):
+    for name in (*network_catalogue.RESIDUAL, *WIDE_RESNETS, *network_catalogue.FIXED):
         small, large = (
             network_cost.describe(Student(network=name), classes) for classes in (10, 100)
         )
@@ -154,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for section in (RECIPES, MODULES, NETWORKS):
             _build(section, only_check=given.check)
         if given.run is not None and not given.check:
-            screenshot.svg(open_run(given.run).journal, PICTURE)
+            display_to_svg.svg(open_run(given.run).journal, PICTURE)
     except UserError as fault:
         parser.error(str(fault))
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from distill.errors import UserError
 from networks.bottleneck_resnet import BottleneckResNet
-from networks.known_networks import FIXED, RESIDUAL, fault_of_name, similar, wide_resnet
 from networks.mobilenet_v2 import MobileNetV2
+from networks.network_catalogue import FIXED, RESIDUAL, fault_of_name, similar, wide_resnet
 from networks.shufflenet_v1 import ShuffleNetV1
 from networks.shufflenet_v2 import ShuffleNetV2
 from networks.vgg import VGG
@@ -28,7 +28,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 def build(
     network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
 ) -> nn.Module:
-    """Build a network of `networks/known_networks.py`, `wrn` or `timm/NAME`, with random weights.
+    """Build a network with random weights: a name of `network_catalogue.py`, `wrn` or `timm/NAME`.
 
     It maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. `depth` and `widen` apply to
     `wrn`, `dropout` to `wrn` and `wrn-DEPTH-WIDEN`. A named residual network begins with scales of

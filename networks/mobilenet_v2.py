@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from networks.vgg import initialise
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 
 STEM_WIDTH, LAST_WIDTH = 32, 1280
 STAGES = (  # of each: (expansion, width, blocks, stride of the first), one or two groups of blocks

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import regular_file
-from networks.known_networks import split_own
-from students.normalize import Normalize
+from networks.network_catalogue import split_own
+from students.normalize_images import Normalize
 
 VARIABLE = "UNDERSTUDY_CODE"  # files and modules whose code may be run, separated as PATH is
 LARGEST = 1 << 22  # bytes of a source file

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.mobilenet_v2 import convolution
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 
 GROUPS = 3
 STEM_WIDTH = 24

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 
 WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {  # of each stage, by the number of layers with weights

@@ -12,8 +12,8 @@ its residual blocks, if any, do not change the shape. That is the layout of the 
 2404.00498).
 
 A whitened stem has 6 k² filters of k x k pixels: the eigenvectors of the covariance of image
-patches, and their negatives (`students/whiten.py`). Parameters that are not trained are counted
-too.
+patches, and their negatives (`students/whitened_stem.py`). Parameters that are not trained are
+counted too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from distill.errors import UserError
-from students.design_spec import (
+from students.feature_map_sizes import (
     IMAGE_CHANNELS,
     Downsample,
     NormScale,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from students.design import Design
-from students.design_spec import IMAGE_CHANNELS
-from students.normalize import Normalize
+from students.feature_map_sizes import IMAGE_CHANNELS
+from students.normalize_images import Normalize
 
 CELU_ALPHA = 0.075  # as in davidcpage/cifar10-fast (D. Page); torch's default is 1
 # In place if torch offers that: the input is a norm's output, which no other module reads and no

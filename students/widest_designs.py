@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 from students.design import Design, widest
-from students.design_spec import PerStage
+from students.feature_map_sizes import PerStage
 
 
 def widest_designs(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 
 
 class TimmClassifier(nn.Module):

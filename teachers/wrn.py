@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.errors import UserError
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 from teachers.wrn_cost import STEM_WIDTH
 
 

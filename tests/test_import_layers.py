@@ -22,22 +22,22 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.events",
     "distill.format",
     "distill.files.regular_file",
-    "distill.files.run_json",
-    "distill.files.safe_text",
+    "distill.files.run_json_schemas",
+    "distill.files.escape_text",
     "distill.files.redact_urls",
     "distill.runs.lock",
     "distill.runs.run_folder",
     "distill.runs.check_same_run",
     "students.design",
-    "students.design_spec",
+    "students.feature_map_sizes",
     "teachers.wrn_cost",
-    "networks.known_networks",
+    "networks.network_catalogue",
 )
 RECIPE = ("distill.recipe",)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
-FILES = ("distill.files.arrays", "distill.files.tar_archives")
-STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.saved_predictions")
+FILES = ("distill.files.untrusted_arrays", "distill.files.tar_archives")
+STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.read_predictions")
 PARTS = ("networks", "teachers", "students", "distill.data", "distill.losses")
 ENGINE = (
     "distill.models",
@@ -68,7 +68,7 @@ TABLE = (
     Layer(FILES, TERMS, ("numpy",)),
     Layer(STATISTICS, (*TERMS, *FILES), ("numpy", "scipy")),
     # 1 parts: plain values only, so no recipe
-    Layer(("teachers",), (*TERMS, "students.normalize"), TENSORS),
+    Layer(("teachers",), (*TERMS, "students.normalize_images"), TENSORS),
     Layer(("students",), TERMS, TENSORS),
     Layer(("networks",), (*TERMS, "students", "teachers"), TENSORS),
     Layer(("distill.data",), (*TERMS, *FILES), (*TENSORS, "filelock")),
@@ -202,7 +202,7 @@ def called(node: ast.Call) -> str:
         (
             "distill/export/a.py",
             "from distill.sweep import recipe_and_control_seeds as paired_seeds",
-            "distill.sweep.recipe_and_control_seeds",
+            "distill.sweep.compare_over_seeds",
         ),
         ("distill/events.py", "import torch", "distill.events may not import torch"),
         ("distill/events.py", "import cli", "distill.events may not import cli"),
@@ -223,7 +223,11 @@ def called(node: ast.Call) -> str:
             "from distill.training import run",
             "a.py:1: .*inside a command only",
         ),
-        ("distill/training/a.py", "from distill.cli import console", "distill.cli.console"),
+        (
+            "distill/training/a.py",
+            "from distill.cli import console",
+            "distill.cli.standard_streams",
+        ),
         ("distill/utils.py", "", "distill.utils is in no layer"),
     ],
 )
@@ -241,7 +245,10 @@ def test_wrong_import_is_named_with_file_and_line(path: str, source: str, fault:
             "from distill import events\nfrom distill.recipe.recipes import load",
         ),
         ("distill/runs/trackers.py", "from accelerate.tracking import GeneralTracker"),
-        ("teachers/a.py", "from students.normalize import Normalize\nfrom students import design"),
+        (
+            "teachers/a.py",
+            "from students.normalize_images import Normalize\nfrom students import design",
+        ),
         ("students/resnet.py", "from students.design import Design\nfrom .normalize import N"),
         ("cli.py", "import typer\ndef f():\n    from distill.training.loop import train"),
         ("cli.py", "from distill.errors import UserError"),

@@ -22,7 +22,7 @@ from benchmarks.soak.watched import Neighbour
 from distill.data.sources import images_to_predict, load_data_set
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 
 MB = 1 << 20
 MOST_BYTES = 48 * MB  # most memory that reading or refusing an archive may take
@@ -285,7 +285,7 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
             path.write_bytes(make(chance, str(neighbour.mark)))
             fault = _read(partial(images_to_predict.load, path), False)
             if suffix == "npz":
-                fault = fault or _read(partial(saved_predictions.read_if_present, path), False)
+                fault = fault or _read(partial(read_predictions.read_if_present, path), False)
             fault = fault or neighbour.change()
             outcome.count(not fault, f"{what}/{n}: {fault}: {path.read_bytes()[:160]!r}")
         outcomes.append(outcome)

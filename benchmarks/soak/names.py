@@ -38,8 +38,8 @@ from distill.report.page import (
 )
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.run_folder import RunFolder
+from distill.terminal.literal_console import LiteralConsole
 from distill.terminal.recipe_and_cache_tables import class_counts
-from distill.terminal.safe_console import SafeConsole
 
 # Hostile names are combined from these parts.
 PARTS = [
@@ -125,7 +125,7 @@ def _renamed(run: FinishedRun, four: list[str]) -> FinishedRun:
 
 def _terminal(four: list[str]) -> str:
     printed = io.StringIO()
-    screen = SafeConsole()
+    screen = LiteralConsole()
     screen.file = printed
     screen.print(class_counts(dict.fromkeys(four, 1)))
     table = RichTable(four[0])

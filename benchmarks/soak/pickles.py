@@ -23,7 +23,7 @@ from benchmarks.soak.watched import Neighbour
 from distill.data.sources import cifar, images_to_predict, unpickle
 from distill.data.sources.cifar import CIFAR10
 from distill.errors import UserError
-from distill.files.arrays import InvalidArray
+from distill.files.untrusted_arrays import InvalidArray
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 

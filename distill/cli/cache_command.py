@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.console import echo, echo_json, stdout
 from distill.cli.options import JsonOption, KeysArgument
+from distill.cli.standard_streams import echo, echo_json, stdout
 from distill.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and delete cached teacher logits.")

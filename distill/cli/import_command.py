@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.console import echo, stderr
 from distill.cli.options import SetOption
+from distill.cli.standard_streams import echo, stderr
 from distill.errors import UserError
 from distill.format import percent
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill.cli.console import echo, echo_json, stdout, system_error_text
 from distill.cli.options import (
     AsymmetricOption,
     BlocksOption,
@@ -23,9 +22,10 @@ from distill.cli.options import (
     TeacherOption,
     numbers,
 )
+from distill.cli.standard_streams import echo, echo_json, stdout, system_error_text
 from distill.cli.train_commands import combined_overrides, finish, follow, resolve
 from distill.errors import Failure, UserError
-from distill.files.safe_text import is_file_name
+from distill.files.escape_text import is_file_name
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
@@ -57,7 +57,7 @@ def seeds(
     Type the same command again to resume: finished runs are not repeated.
     """
     from distill.runs import run_folder
-    from distill.sweep import recipe_and_control_seeds as seed_runs
+    from distill.sweep import compare_over_seeds as seed_runs
     from distill.terminal.seeds_table import seeds_table
 
     resolved = resolve(recipe, data, set_, teacher)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from distill.cli.console import echo, echo_json, print_facts, stdout
 from distill.cli.options import (
     AsymmetricOption,
     BlocksOption,
@@ -21,6 +20,7 @@ from distill.cli.options import (
     StagesOption,
     numbers,
 )
+from distill.cli.standard_streams import echo, echo_json, print_facts, stdout
 from distill.errors import Failure, UserError
 from distill.format import counted
 
@@ -184,7 +184,7 @@ def _show_designs(
 ) -> None:
     """Print a table of designs or their JSON, and plot them to the file `plot` if it is given."""
     if plot is not None:
-        from distill.report.params_macs_plot import draw
+        from distill.report.plot_params_and_macs import draw
 
         draw(rows, plot)
         echo(f"{plot}: {counted(len(rows), 'design')}", err=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.cli.console import echo, echo_json, is_main, print_facts, stderr, stdout
 from distill.cli.options import DataOption, JsonOption, LabelStyle, RunArgument
+from distill.cli.standard_streams import echo, echo_json, is_main, print_facts, stderr, stdout
 from distill.errors import Failure, UserError
 from distill.format import counted
 
@@ -73,7 +73,7 @@ def evaluate(
             f"--robustness-images {robustness_images} is the number of images for --robustness, "
             "which was not requested; type --robustness with it."
         )
-    from distill.evaluation.evaluate import EvalOptions, evaluate_run
+    from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
     from distill.terminal.evaluation_tables import evaluation_tables
     from distill.terminal.progress import ProgressDisplay
     from distill.training.run import process_group
@@ -150,7 +150,7 @@ def runs(
     from dataclasses import asdict
 
     from distill.runs import run_folder
-    from distill.runs.listing import list_runs
+    from distill.runs.list_runs import list_runs
     from distill.terminal.runs_table import runs_table, sort_runs
 
     folder = folder or run_folder.RUNS

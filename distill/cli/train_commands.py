@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.cli.console import (
+from distill.cli.standard_streams import (
     echo,
     is_main,
     print_from_any_process,
@@ -21,7 +21,7 @@ from distill.cli.console import (
     system_error_text,
 )
 from distill.errors import Failure, UserError
-from distill.files.safe_text import is_utf8, shell_word
+from distill.files.escape_text import is_utf8, shell_word
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
@@ -62,7 +62,7 @@ def combined_overrides(
 
 def _allow_typed_code(overrides: Sequence[str]) -> None:
     """Allow the code of the user's own networks that `--set student.network=FILE.py:NAME` names."""
-    from networks.known_networks import is_own
+    from networks.network_catalogue import is_own
 
     for key, _, value in (text.partition("=") for text in overrides):
         network = value.strip().strip("\"'")
@@ -215,7 +215,7 @@ def _raise_explained(folder: "RunFolder", fault: Exception, resume_hint: str) ->
     Expected are a signal, divergence, full memory and a lost process; for any other `fault` the
     function returns. `resume_hint`: how to continue.
     """
-    from distill.components.launched_processes import is_lost_process
+    from distill.components.check_processes import is_lost_process
     from distill.models.out_of_memory import OutOfMemory
     from distill.training.divergence import Diverged
     from distill.training.signals import Stopped

@@ -5,7 +5,7 @@ Checkpoints and result.json contain the fingerprints; those of a resumed run mus
 
 from distill.components.read_test_split import SplitIdentity
 from distill.data.image_set import ImageSet
-from distill.files.run_json import fingerprint_of_names
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.components.network import build_network
+from distill.components.build_network import build_network
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 

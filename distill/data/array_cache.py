@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from distill.errors import UserError
-from distill.files.arrays import open_npz
+from distill.files.untrusted_arrays import open_npz
 
 DIGEST = "sha256"  # name of the digest in the file of a verified array
 

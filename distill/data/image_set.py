@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distill.files.run_json import fingerprint_of_names
+from distill.files.run_json_schemas import fingerprint_of_names
 
 SIDE = 32  # pixels, height and width of every image
 CHANNELS = 3

@@ -5,9 +5,9 @@ from contextlib import suppress
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import load_trained, to_device
 from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
-from distill.components.network import load_trained, to_device
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress

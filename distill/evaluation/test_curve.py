@@ -4,16 +4,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import build_network, to_device
 from distill.components.data_pipeline import split_indices
-from distill.components.device import evaluation_accelerator
-from distill.components.network import build_network, to_device
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import MEASURES, Split, measure_name
-from distill.files import run_json
+from distill.files import run_json_schemas
 from distill.format import describe_class_difference
 from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
@@ -77,7 +77,7 @@ def _cached_measures(folder: RunFolder) -> dict[str, dict[str, float]]:
     Incomplete entries, written by another version of the program, are left out.
     """
     file = folder.test_curve
-    cached = run_json.test_curve(file) if file.exists() else {}
+    cached = run_json_schemas.test_curve(file) if file.exists() else {}
     return {
         sha256: measures
         for sha256, measures in cached.items()

@@ -14,11 +14,11 @@ from torch import Tensor
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
 from distill.events import End, Start
-from distill.files import run_json
+from distill.files import run_json_schemas
 from distill.metrics import Array
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import IS_TESTED, RunFolder, file_sha256, write_bytes, write_json
 
 N_MISTAKES = 64  # the most confident mistakes are saved with their pixels
@@ -64,9 +64,9 @@ def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: s
     """
     end = End(0, {}, start.parameters, 0.0, "")
     try:
-        result = run_json.parsed(json.dumps(_figures(recipe, start, end, data, teachers)))
-        run_json.check(run_json.Result, result)
-    except run_json.Invalid as fault:
+        result = run_json_schemas.parsed(json.dumps(_figures(recipe, start, end, data, teachers)))
+        run_json_schemas.check(run_json_schemas.Result, result)
+    except run_json_schemas.Invalid as fault:
         raise UserError(
             f"this run could not be read once it is finished: in its result.json, {fault}.\n"
             "Change that value in the recipe, the images or the teacher's run."
@@ -159,7 +159,7 @@ def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
     """
     predictions = None
     with suppress(UserError):
-        predictions = saved_predictions.read_run(folder)
+        predictions = read_predictions.read_run(folder)
     if predictions is None:
         return {}
     saved = predictions.logits

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import indent
 
-from distill.files.safe_text import python_docstring
+from distill.files.escape_text import python_docstring
 from students.design import Design
-from students.design_spec import IMAGE_CHANNELS
+from students.feature_map_sizes import IMAGE_CHANNELS
 from students.resnet import CELU_ALPHA
 
 ACTIVATIONS = {

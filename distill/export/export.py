@@ -22,8 +22,8 @@ from distill.evaluation.predict_split import check_finite, predict
 from distill.export import atomic_folder, formats
 from distill.export.finished_run import FinishedRun, load_finished
 from distill.export.formats import Format
-from distill.files import run_json
-from distill.files.safe_text import is_utf8
+from distill.files import run_json_schemas
+from distill.files.escape_text import is_utf8
 from distill.format import p_equation, percent, percent_number
 from distill.metrics import is_correct, is_same_prediction
 from distill.runs.run_folder import (
@@ -124,7 +124,7 @@ def _earlier_files(out: Path) -> dict[Path, tuple[int, str]]:
     They are read from its export.json, whose own sha256 is given as "". Sizes are in bytes.
     """
     try:
-        described = run_json.read(out / REPORT)["formats"].values()
+        described = run_json_schemas.read(out / REPORT)["formats"].values()
         files = {
             out / name: (int(facts["bytes"]), str(facts["sha256"]))
             for format_ in described

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_indices
-from distill.components.network import load_trained
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import load_data_set, synthetic
 from distill.errors import UserError
@@ -18,7 +18,7 @@ from distill.events import measure_name
 from distill.format import describe_class_difference
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import Role, RunFolder, check_is_tested
 from distill.statistics import Interval, wilson
 
@@ -128,7 +128,7 @@ def load_finished(folder: RunFolder, data: str | None, progress: Progress | None
         net=load_trained(folder),
         source=data or recipe.data.source,
         is_own_data=data is None,
-        n_test=saved_predictions.n_test_images(folder),
+        n_test=read_predictions.n_test_images(folder),
         progress=progress,
     )
 

@@ -13,14 +13,14 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from distill.components.network import network_table
+from distill.components.build_network import network_table
 from distill.data.image_set import CHANNELS, SIDE
 from distill.errors import UserError
 from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
-from networks.known_networks import FIXED
+from networks.network_catalogue import FIXED
 from networks.own_code import OwnNetwork
 from students.resnet import ResNet
 from teachers.timm_from_scratch import TimmClassifier

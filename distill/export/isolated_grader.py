@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.data.image_set import CHANNELS, SIDE
 from distill.errors import Failure
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 
 # The only environment variables that the process gets: those that torch needs to load …
 ENVIRONMENT = (

@@ -10,11 +10,11 @@ from distill.data.sources.load_data_set import GENUINE
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
-from distill.files.safe_text import markdown, markdown_block, markdown_code
+from distill.files.escape_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
-from distill.runs import check_same_run, run_folder, saved_predictions
+from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
 # Works in the root of this project's checkout, or with that folder on PYTHONPATH.
@@ -185,7 +185,7 @@ def _spread(finished: FinishedRun) -> str:
 
 def _top1(run: RunFolder) -> float:
     """Return the accuracy on the test split. Raises UserError if the predictions have another."""
-    saved_predictions.read_run(run)
+    read_predictions.read_run(run)
     return float(run.result()["metrics"][measure_name("top1", "test")])
 
 

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill import metrics
-from distill.components.device import evaluation_accelerator
-from distill.components.launched_processes import check_same_inputs
-from distill.components.network import load_trained, to_device
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import load_trained, to_device
+from distill.components.check_processes import check_same_inputs
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
 from distill.evaluation.predict_split import BATCH, check_finite, logits_and_labels
-from distill.files.safe_text import csv_cell
+from distill.files.escape_text import csv_cell
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 

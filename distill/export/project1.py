@@ -12,15 +12,15 @@ from textwrap import fill
 
 import torch
 
-from distill.components.network import network_table
+from distill.components.build_network import network_table
 from distill.errors import UserError
 from distill.export import codegen
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.export.isolated_grader import Grader
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import counted, interval_text, percent
 from distill.runs.run_folder import write_bytes, write_text
-from students.normalize import MEAN, STD
+from students.normalize_images import MEAN, STD
 from students.resnet import ResNet
 
 IS_FLOAT = True

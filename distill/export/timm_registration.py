@@ -17,7 +17,7 @@ from torch import nn
 from distill.errors import UserError
 from networks import by_name
 from students.design import Design
-from students.design_spec import IMAGE_CHANNELS
+from students.feature_map_sizes import IMAGE_CHANNELS
 from students.resnet import ResNet
 from teachers.wrn import WideResNet
 
@@ -49,7 +49,7 @@ def understudy_wrn(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 
 def understudy_network(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Build a network of `networks/known_networks.py` from `network`, its name."""
+    """Build a network of `networks/network_catalogue.py` from `network`, its name."""
     return _build(_network, "understudy_network", pretrained, arguments)
 
 

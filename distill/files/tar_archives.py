@@ -29,8 +29,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from distill.files import regular_file
-from distill.files.arrays import CHUNK, LARGEST, InvalidArray
 from distill.files.regular_file import InvalidFile, open_regular
+from distill.files.untrusted_arrays import CHUNK, LARGEST, InvalidArray
 
 __all__ = ["LARGEST", "InvalidArray", "Member", "Tar", "content_of", "open_tar"]
 

@@ -20,7 +20,7 @@ import math
 
 from torch import Tensor, nn
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.gather import whole_batch
 from distill.losses.objective import LossInputs, Shapes
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.gather import whole_batch_without_grad
 from distill.losses.objective import LossInputs, Shapes
 

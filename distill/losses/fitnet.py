@@ -28,7 +28,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
 from distill.losses.sizes import pool_to_same_size
 

@@ -27,7 +27,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss, normalize
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
 from distill.losses.sizes import pool_to_same_size
 

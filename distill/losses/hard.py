@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs
 
 

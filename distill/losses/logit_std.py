@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs
 
 FLOOR = 0.01  # minimum of a row's standard deviation; that of trained logits is above 1

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.gather import whole_batch
 from distill.losses.kd import KD
 from distill.losses.objective import LossInputs

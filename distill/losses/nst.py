@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs
 from distill.losses.sizes import pool_to_same_size
 

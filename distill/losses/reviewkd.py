@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, mse_loss
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
 from distill.losses.sizes import pool_to_same_size
 

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.losses.exact import at_least_float32
+from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.gather import whole_batch
 from distill.losses.objective import LossInputs
 

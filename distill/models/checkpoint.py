@@ -25,7 +25,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.files import regular_file, run_json
+from distill.files import regular_file, run_json_schemas
 from distill.files.regular_file import InvalidFile
 from distill.models import out_of_memory
 from distill.runs.run_folder import foreign_in, write_bytes
@@ -168,7 +168,7 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     with another checkpoint format wrote it.
     """
     try:
-        progress = run_json.parsed(run_json.content_of(folder / "progress.json"))
+        progress = run_json_schemas.parsed(run_json_schemas.content_of(folder / "progress.json"))
         state = regular_file.content_of(folder / "state.pt", LARGEST_STATE)
         format_, digest = progress["format"], progress.pop("sha256", None)
     except OSError as fault:
@@ -192,8 +192,8 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
             f"{folder} is damaged: its sha256 is not the one it was written with"
         )
     try:
-        run_json.check(run_json.Progress, progress)
-    except run_json.Invalid as fault:
+        run_json_schemas.check(run_json_schemas.Progress, progress)
+    except run_json_schemas.Invalid as fault:
         raise DamagedCheckpoint(f"{folder} is damaged: its progress.json has {fault}") from None
     return state, progress
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import regular_file
+from distill.files.escape_text import visible
 from distill.files.regular_file import InvalidFile
-from distill.files.safe_text import visible
 from distill.models import out_of_memory
 
 LARGEST = 16 << 30  # bytes of a weights file

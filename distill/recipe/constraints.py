@@ -29,7 +29,7 @@ from distill.recipe.schema import (
     Train,
     foreign_keys,
 )
-from networks import known_networks
+from networks import network_catalogue
 from students.design import Design
 
 
@@ -88,7 +88,7 @@ def teacher_network_is_known(teacher: Teacher) -> Iterator[Fault]:
     Only timm knows its own names: `timm/NAME` is checked later, when timm is imported.
     """
     yield from _network_faults("teacher", teacher.network, ("wrn", "resnet"))
-    if teacher.network == "wrn" and not known_networks.is_valid_depth(teacher.depth):
+    if teacher.network == "wrn" and not network_catalogue.is_valid_depth(teacher.depth):
         yield Fault("teacher.depth", teacher.depth, "is not a depth of wrn; allowed: " + DEPTHS)
 
 
@@ -103,18 +103,18 @@ def student_network_is_known(student: Student) -> Iterator[Fault]:
 
 
 def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[Fault]:
-    fault = known_networks.fault_of_name(network)
+    fault = network_catalogue.fault_of_name(network)
     if not fault and not _is_known(network, own):
         allowed = ", ".join(f'"{name}"' for name in (*own, "timm/NAME", "FILE.py:NAME"))
-        fault = f"is unknown; allowed: {allowed} or a name such as {known_networks.EXAMPLES}"
-        fault += did_you_mean(*known_networks.similar(network, own)[:1])
+        fault = f"is unknown; allowed: {allowed} or a name such as {network_catalogue.EXAMPLES}"
+        fault += did_you_mean(*network_catalogue.similar(network, own)[:1])
     if fault:
         yield Fault(f"{table}.network", network, fault)
 
 
 def _is_known(network: str, own: tuple[str, ...] = ("wrn", "resnet")) -> bool:
     is_timm = re.fullmatch("timm/.+", network) is not None
-    is_named = known_networks.is_named(network) or known_networks.is_own(network)
+    is_named = network_catalogue.is_named(network) or network_catalogue.is_own(network)
     return network in own or is_timm or is_named
 
 

@@ -6,8 +6,8 @@ image of 32x32 pixels) and `taps`.
 
 from distill.errors import UserError
 from distill.recipe.schema import Student, Teacher
-from networks import known_networks
-from networks.known_networks import FixedNetwork
+from networks import network_catalogue
+from networks.network_catalogue import FixedNetwork
 from students.design import Design, over_budget
 from teachers.wrn_cost import WrnDesign
 
@@ -25,14 +25,14 @@ def describe(table: Student | Teacher, classes: int = 10) -> Description | None:
         return Design.of(**table.spec(), classes=classes)
     if isinstance(table, Teacher) and table.network == "wrn":
         return WrnDesign(table.depth, table.widen, classes)
-    if table.network in known_networks.FIXED:
-        return known_networks.FIXED[table.network]._replace(classes=classes)
-    return known_networks.wide_resnet(table.network, classes)
+    if table.network in network_catalogue.FIXED:
+        return network_catalogue.FIXED[table.network]._replace(classes=classes)
+    return network_catalogue.wide_resnet(table.network, classes)
 
 
 def is_residual(table: Student | Teacher) -> bool:
     """Whether a `Design` describes a table's network."""
-    return table.network == "resnet" or table.network in known_networks.RESIDUAL
+    return table.network == "resnet" or table.network in network_catalogue.RESIDUAL
 
 
 def summary(table: Student | Teacher, classes: int = 10) -> str:
@@ -41,7 +41,7 @@ def summary(table: Student | Teacher, classes: int = 10) -> str:
     Raises UserError for an invalid design.
     """
     description = describe(table, classes)
-    if description is None or table.network in known_networks.RESIDUAL:
+    if description is None or table.network in network_catalogue.RESIDUAL:
         return table.network
     return description.summary
 

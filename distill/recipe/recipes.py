@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from distill.errors import UserError
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget

@@ -28,7 +28,7 @@ from distill.recipe.loss_schema import (
     ShareBelowOne,
     Table,
 )
-from networks.known_networks import RESIDUAL, is_named, is_own, wide_resnet
+from networks.network_catalogue import RESIDUAL, is_named, is_own, wide_resnet
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A student's sizes are bounded so that the parameters of any student are counted within seconds.

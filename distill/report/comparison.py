@@ -19,14 +19,14 @@ from distill.format import (
 from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report import plots
-from distill.report.group_curves import group_colour, overlay_curves
+from distill.report.curves_by_group import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import test_interval
 from distill.runs import check_same_run
-from distill.runs.groups import Group, group_differences, groups, without_seeds
 from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
+from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
 
 

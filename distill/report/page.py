@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distill.errors import Failure, UserError
+from distill.files.escape_text import visible_lines
 from distill.files.regular_file import InvalidFile, open_regular
-from distill.files.safe_text import visible_lines
 from distill.report import figure_style
 from distill.report.matplotlib_defaults import Figure
 from distill.report.table_html_csv_latex import ValueTable

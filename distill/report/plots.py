@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.metrics import BINS, CalibrationCurve, Counts
 from distill.report.figure_style import (
     BLUE,

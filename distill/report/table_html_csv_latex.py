@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.files.safe_text import csv_cell, latex
+from distill.files.escape_text import csv_cell, latex
 from distill.format import UNKNOWN
 
 

@@ -24,8 +24,8 @@ from distill.report.page import (
 )
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.load_run import RunRecord
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import is_tested
-from distill.runs.saved_predictions import Predictions
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # number of pairs of classes shown

@@ -16,9 +16,9 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import describe_class_difference, points
 from distill.recipe import recipes
-from distill.runs import check_same_run, run_folder, saved_predictions
+from distill.runs import check_same_run, read_predictions, run_folder
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder, open_finished
-from distill.runs.saved_predictions import Predictions
 from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import SIGNIFICANT, Interval, bootstrap, count_pairs, wilson
 
@@ -131,7 +131,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _predictions(run: RunFolder) -> Predictions:
     run_folder.check_is_tested(run)
-    predictions = saved_predictions.read_run(run)
+    predictions = read_predictions.read_run(run)
     if predictions is None:
         raise UserError(
             f"{run.evaluation} is missing: a run cannot be compared without its predictions.\n"

@@ -20,9 +20,9 @@ from pydantic import AfterValidator, BaseModel, create_model
 
 from distill.errors import UserError
 from distill.events import End, Epoch, Estimate, Event, Retry, Start, Step
-from distill.files import run_json
+from distill.files import run_json_schemas
 from distill.files.regular_file import InvalidFile, open_regular
-from distill.files.run_json import Invalid
+from distill.files.run_json_schemas import Invalid
 from distill.runs import lock
 from distill.runs.run_folder import write_text
 
@@ -56,7 +56,7 @@ def _schema(kind: type[Event]) -> type[BaseModel]:
     """
     types = get_type_hints(kind)
     fields = {name: (SECONDS if name.endswith("_s") else types[name], ...) for name in types}
-    return create_model(kind.__name__, __config__=run_json.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
+    return create_model(kind.__name__, __config__=run_json_schemas.OPEN, **fields)  # type: ignore[call-overload, no-any-return]
 
 
 SCHEMAS = {name: _schema(kind) for name, kind in KINDS.items()}
@@ -123,7 +123,7 @@ def _lines(path: Path) -> Iterator[str]:
                     raise InvalidFile(f"its line {number} has more than {LONGEST_LINE:,} bytes")
                 yield text.decode(errors="replace").rstrip("\r\n")
     except InvalidFile as fault:
-        raise run_json.damaged(path, str(fault), "Move it away.") from None
+        raise run_json_schemas.damaged(path, str(fault), "Move it away.") from None
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault.strerror or fault}.") from fault
 
@@ -131,7 +131,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _row(text: str) -> dict[str, Any]:
     """Parse one line of a journal. Raises Invalid if it is not JSON or not an event."""
     try:
-        row = run_json.parsed(text)
+        row = run_json_schemas.parsed(text)
     except Invalid as fault:
         reason = f"JSON: {fault.syntax}" if fault.syntax else f"an event: {fault}"
         raise Invalid(f"is not {reason}", fault.syntax) from None
@@ -141,7 +141,9 @@ def _row(text: str) -> dict[str, Any]:
     if len(row.get("metrics") or ()) > MOST_METRICS:
         raise Invalid(f"has more than {MOST_METRICS} metrics")
     try:
-        run_json.check(SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()})
+        run_json_schemas.check(
+            SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()}
+        )
     except Invalid as fault:
         raise Invalid(f"is not an event: {fault}") from None
     checked: dict[str, Any] = row
@@ -157,7 +159,9 @@ def events(path: Path) -> list[Event]:
     try:
         return [event(row) for row in read(path)]
     except TypeError as fault:
-        raise run_json.damaged(path, f"an event lacks a field ({fault})", "Move it away.") from None
+        raise run_json_schemas.damaged(
+            path, f"an event lacks a field ({fault})", "Move it away."
+        ) from None
 
 
 def line(event: Event) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, measure_name
-from distill.files import run_json
-from distill.files.safe_text import visible
+from distill.files import run_json_schemas
+from distill.files.escape_text import visible
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run, journal
+from distill.runs.read_predictions import Predictions, read_run
 from distill.runs.run_folder import Role, RunFolder
-from distill.runs.saved_predictions import Predictions, read_run
 
 TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/train`, …
 
@@ -110,7 +110,7 @@ class RunRecord:
         if self.result:
             return str(self.result["data"]["fingerprint"])
         with suppress(UserError, KeyError):
-            return str(run_json.progress(self.folder.last / "progress.json")["data"])
+            return str(run_json_schemas.progress(self.folder.last / "progress.json")["data"])
         return self.recipe.data.source
 
     @property
@@ -119,7 +119,7 @@ class RunRecord:
         if self.result:
             return str(self.result["data"].get("test_fingerprint", ""))
         with suppress(UserError, KeyError):
-            return str(run_json.progress(self.folder.last / "progress.json")["test"])
+            return str(run_json_schemas.progress(self.folder.last / "progress.json")["test"])
         return ""
 
     @property
@@ -131,7 +131,7 @@ class RunRecord:
         if self.result:
             return str(self.result["teacher"]["fingerprint"])
         with suppress(UserError, KeyError):
-            return str(run_json.progress(self.folder.last / "progress.json")["teacher"])
+            return str(run_json_schemas.progress(self.folder.last / "progress.json")["teacher"])
         return ""
 
     @property
@@ -201,7 +201,7 @@ def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
         recipe,
         tuple(journal.events(folder.journal)),
         folder.result() if folder.is_finished else {},
-        run_json.environment(folder.environment) if folder.environment.exists() else {},
+        run_json_schemas.environment(folder.environment) if folder.environment.exists() else {},
         read_run(folder),
         test_curve or {},
     )

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from distill.errors import UserError
-from distill.files import run_json
+from distill.files import run_json_schemas
 
 # A program that lists runs tries their locks, and holds each for microseconds. So a lock that is
 # held is tried again for a while: by a process that will train, and by one that only reads.
@@ -94,16 +94,16 @@ def is_own_record(record: Path) -> bool:
     if record.is_symlink():
         return False
     try:
-        content = run_json.content_of(record, LARGEST_RECORD)
+        content = run_json_schemas.content_of(record, LARGEST_RECORD)
     except FileNotFoundError:
         return True
-    except (OSError, run_json.Invalid):
+    except (OSError, run_json_schemas.Invalid):
         return False
     if not content.strip(b"\0"):
         return True
     try:
-        HOLDER.validate_python(run_json.parsed(content))
-    except run_json.Invalid:  # no JSON
+        HOLDER.validate_python(run_json_schemas.parsed(content))
+    except run_json_schemas.Invalid:  # no JSON
         return content.startswith(BEGINNING) or BEGINNING.startswith(content)
     except ValueError:  # another JSON
         return False
@@ -221,6 +221,6 @@ def _remove_empty(folders: list[Path]) -> None:
 def _read(record: Path) -> LockHolder | None:
     """Return the process in a running.json; None if the file is absent or unreadable."""
     try:
-        return HOLDER.validate_python(run_json.read(record))
+        return HOLDER.validate_python(run_json_schemas.read(record))
     except (UserError, ValueError):
         return None

@@ -28,8 +28,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from distill.errors import UserError
-from distill.files import regular_file, run_json
-from distill.files.safe_text import is_utf8
+from distill.files import regular_file, run_json_schemas
+from distill.files.escape_text import is_utf8
 from distill.runs import lock
 
 Role = Literal["teacher", "student"]
@@ -128,7 +128,7 @@ class RunFolder:
                 f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
                 "Finish it with its own command and --resume."
             )
-        return run_json.result(self.result_file)
+        return run_json_schemas.result(self.result_file)
 
     def check_result(self) -> None:
         """Raise UserError if result.json lacks a value that other runs need."""
@@ -165,7 +165,7 @@ def file_sha256(path: Path) -> str:
     try:
         return regular_file.sha256_of(path, LARGEST_FILE)
     except regular_file.InvalidFile as fault:
-        raise UserError(f"{path} cannot be read: {fault}.\n{run_json.RETRAIN}") from fault
+        raise UserError(f"{path} cannot be read: {fault}.\n{run_json_schemas.RETRAIN}") from fault
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault.strerror}.") from fault
 
@@ -209,7 +209,7 @@ def _role_begun(folder: RunFolder) -> str | None:
     )
     for file in files:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(run_json.parsed(run_json.content_of(file))["role"])
+            return str(run_json_schemas.parsed(run_json_schemas.content_of(file))["role"])
     return None
 
 

@@ -6,7 +6,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.check_same_run import teachers_of, test_split_differences
 from distill.runs.run_folder import RunFolder, is_tested, runs_beside
 
@@ -82,7 +82,7 @@ def _teacher_row(run: RunFolder, fault: str) -> ClosingRow:
     if fault:
         return ClosingRow("teacher", f"{run.path} {fault}")
     try:
-        saved_predictions.read_run(run)
+        read_predictions.read_run(run)
         return summary_row("teacher", run)
     except UserError:
         return ClosingRow("teacher", f"{run.path} is damaged")

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, Field
 
-from distill.files.run_json import OPEN, Count, Invalid, Text, check
+from distill.files.run_json_schemas import OPEN, Count, Invalid, Text, check
 from distill.format import counted
 from distill.sweep import optuna_space
 from distill.sweep.sweep_file import Sweep

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from distill.errors import Failure, UserError
 from distill.files import redact_urls
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.runs import lock
 from distill.sweep import sqlite_file
 from distill.sweep.sqlite_file import SQLiteFile

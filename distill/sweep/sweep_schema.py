@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.files.safe_text import LONGEST_NAME, is_file_name
+from distill.files.escape_text import LONGEST_NAME, is_file_name
 from distill.recipe import recipes
 from distill.recipe.loss_schema import MOST, Count, Names, Positive, Table
 from distill.recipe.validation import keys, value_text

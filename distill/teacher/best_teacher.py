@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder
 
 
@@ -34,7 +34,7 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
 def _is_consistent(run: RunFolder) -> bool:
     """Whether the measures of a run are those of its saved predictions, if it has them."""
     try:
-        saved_predictions.read_run(run)
+        read_predictions.read_run(run)
     except UserError:
         return False
     return True

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.build_network import to_device
 from distill.components.loss_terms import required_taps
-from distill.components.network import to_device
 from distill.data.loader import Loader
 from distill.recipe import recipes, schema
 from distill.recipe.recipes import Recipe

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from distill.data import array_cache
 from distill.errors import UserError
-from distill.files import run_json
+from distill.files import run_json_schemas
 from distill.recipe.compose import toml
 from distill.runs.run_folder import write_json
 
@@ -220,7 +220,7 @@ def _open_entry(path: Path) -> CacheEntry:
 
 def _described(path: Path) -> CacheEntry:
     """Open the cache entry at `path`; raise errors of many types if its about.json is damaged."""
-    description = run_json.parsed(run_json.content_of(path / ABOUT, LARGEST_ABOUT))
+    description = run_json_schemas.parsed(run_json_schemas.content_of(path / ABOUT, LARGEST_ABOUT))
     depends, text = dict(description["depends"]), description["recipe"]
     faults: list[str] = []
     recipe = toml(text, ABOUT, faults)

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from distill.components.build_network import load_trained_and_sha256
 from distill.components.data_pipeline import TrainValSplit, split_images, split_indices
 from distill.components.fingerprints import identity
-from distill.components.network import load_trained_and_sha256
 from distill.components.read_test_split import identify_test
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe

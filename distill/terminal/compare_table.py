@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.events import measure_name
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import (
     bracketed,
     duration,

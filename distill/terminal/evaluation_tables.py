@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import UNKNOWN, counted, grouped, interval_text, nats, p_equation, percent
 from distill.terminal.progress import label_line
 from distill.terminal.table_style import blank_table

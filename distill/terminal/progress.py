@@ -31,7 +31,7 @@ from distill.events import (
     measure_name,
     total_steps,
 )
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import DAY_S, UNKNOWN, counted, duration, grouped, percent, time_with_range
 from distill.runs.teacher_student_summary import ClosingRow
 from distill.terminal.table_style import GAP, blank_table

@@ -10,7 +10,7 @@ from rich.columns import Columns
 from rich.table import Table
 from rich.text import Text
 
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import UNKNOWN, grouped
 from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
 from distill.terminal.table_style import GAP, blank_table

@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from distill.errors import UserError
-from distill.files.safe_text import visible
+from distill.files.escape_text import visible
 from distill.format import DAY_S, UNKNOWN, grouped, percent_number, shorten
-from distill.runs.listing import RunListing
+from distill.runs.list_runs import RunListing
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 

@@ -19,7 +19,7 @@ from distill.errors import UnsuitableRecipe
 from distill.recipe import recipes
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, candidates
 from distill.training import flops, measure_speed
-from distill.training.estimate import FORWARD_SHARE, TimeRange
+from distill.training.estimate_duration import FORWARD_SHARE, TimeRange
 from distill.training.flops import FORWARD, ImageCounts, NetworkCost
 from distill.training.measure_speed import Speed
 from students import course_rules as courses

@@ -11,15 +11,20 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from distill.components import fingerprints
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import (
+    build_network,
+    convert_sync_bn,
+    initialise_stem,
+    to_device,
+)
 from distill.components.data_pipeline import (
     TrainValSplit,
     augment_schedule,
     build_loader,
     split_images,
 )
-from distill.components.device import build_accelerator
 from distill.components.loss_terms import build_objective, required_taps
-from distill.components.network import build_network, convert_sync_bn, initialise_stem, to_device
 from distill.data.image_set import SIDE
 from distill.data.loader import Loader
 from distill.data.sources import load_data_set
@@ -40,8 +45,8 @@ from distill.teacher.teacher import (
     OneTeacherPerView,
 )
 from distill.training import optim
+from distill.training.agree_on_stopping import ProcessAgreement
 from distill.training.divergence import DivergenceMonitor
-from distill.training.process_agreement import ProcessAgreement
 from distill.training.state import TrainState
 from students.resnet import ResNet
 

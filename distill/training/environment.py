@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.errors import UserError
-from distill.files import redact_urls, run_json
+from distill.files import redact_urls, run_json_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDERS = ("distill", "networks", "teachers", "students", "cli.py")
@@ -63,7 +63,7 @@ def earlier_source_hashes(path: Path) -> list[str]:
     `path`: its environment.json. Returns an empty list if the file is absent or damaged.
     """
     try:
-        environment = run_json.environment(path)
+        environment = run_json_schemas.environment(path)
     except UserError:
         return []
     return list(environment.get("sources") or filter(None, [environment.get("source")]))

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import torch
 
-from distill.components.network import build_network, network_name
+from distill.components.build_network import build_network, network_name
 from distill.models import cost
 from distill.recipe.loss_schema import TEACHERS, Term
 from distill.recipe.recipes import Recipe

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.components import fingerprints
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.data_pipeline import split_images
-from distill.components.device import evaluation_accelerator
-from distill.components.network import build_network, network_name, to_device, with_code
 from distill.components.read_test_split import identify_test, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
@@ -24,14 +24,14 @@ from distill.recipe.recipes import Recipe
 from distill.runs import lock, run_folder
 from distill.runs.run_folder import RunFolder
 from distill.training import environment
-from networks import published_names
-from networks.known_networks import is_own
-from students import normalize
+from networks import crd_weight_names
+from networks.network_catalogue import is_own
+from students import normalize_images
 
 # Mean and standard deviation of red, green and blue over the training images, in [0, 1]; those of
 # CIFAR-100 as in the CRD benchmark (HobbitLong/RepDistiller, dataset/cifar100.py).
 KNOWN = {
-    "cifar10": (normalize.MEAN, normalize.STD),
+    "cifar10": (normalize_images.MEAN, normalize_images.STD),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 NAME = "imported"  # the run's recipe in tables
@@ -107,11 +107,11 @@ def import_teacher(
     test_identity = identify_test(source, images, progress=progress)
     net = build_network(recipe, "teacher", images.n_classes)
     assert recipe.teacher is not None
-    translate = partial(published_names.translate, recipe.teacher.network)
+    translate = partial(crd_weight_names.translate, recipe.teacher.network)
     weights = foreign_weights.read(request.weights)
     foreign_weights.load_into(net, weights, str(request.weights), translate)
     if request.normalisation is not None:
-        normalize.set_normalisation(net, *request.normalisation)
+        normalize_images.set_normalisation(net, *request.normalisation)
     with lock.hold_lock(folder.path):
         run_folder.check_out(folder, resume=False)
         start = Start(

@@ -27,7 +27,7 @@ from distill.losses.objective import LossInputs
 from distill.models import batch_norm, checkpoint, epoch_weights
 from distill.models.features import ModelOutput
 from distill.teacher.teacher import TeacherOutput
-from distill.training import estimate, optim, resume
+from distill.training import estimate_duration, optim, resume
 from distill.training.divergence import Diverged, gradient_norm
 from distill.training.signals import Request, Stopped
 from distill.training.state import BestEpoch, TrainState
@@ -196,12 +196,12 @@ def _estimate(state: TrainState) -> Iterator[Estimate]:
     """
     first = state.first_steps
     varies = state.teacher.is_cached or len(state.loss.change_points) > 1
-    step_s = estimate.time_range(
-        first.block_means, estimate.FEW_DOUBT if varies else estimate.LEAST_DOUBT
+    step_s = estimate_duration.time_range(
+        first.block_means, estimate_duration.FEW_DOUBT if varies else estimate_duration.LEAST_DOUBT
     )
     n_held_out = 0 if state.held_out is None else len(state.held_out.labels)
     n_forwards = n_held_out * len(state.networks_to_validate)
-    validation = estimate.FORWARD_SHARE * n_forwards / state.loader.batch_size  # in steps
+    validation = estimate_duration.FORWARD_SHARE * n_forwards / state.loader.batch_size  # in steps
     left = step_s.scaled(state.total_steps - state.step + (state.epochs - state.epoch) * validation)
     total, low, high = (state.elapsed_s + rest_s for rest_s in (left.mean, left.low, left.high))
     if total >= LEAST_TOTAL_S:

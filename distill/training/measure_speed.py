@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import build_network
 from distill.components.data_pipeline import TrainValSplit, build_loader
-from distill.components.device import build_accelerator
-from distill.components.network import build_network
 from distill.data.image_set import CHANNELS, SIDE, ImageSet
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, minutes_to_steps
-from distill.training.estimate import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
+from distill.training.estimate_duration import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
 from distill.training.state import TrainState
 
 FIRST_BATCH = 8  # images in the first two steps, which show how large a batch can be timed

@@ -23,7 +23,7 @@ from distill.models import checkpoint
 from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
 from distill.teacher.view_cache import on_all_processes
 from distill.training import build, loop
-from distill.training.estimate import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
+from distill.training.estimate_duration import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
 from distill.training.state import TrainState
 
 MOST_SHARE = 0.05  # largest fraction of a budget to spend on timing; LEAST_STEPS are always timed

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.components.fingerprints import CALLED
 from distill.errors import UserError
-from distill.files.run_json import LONGEST_REASON
+from distill.files.run_json_schemas import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder, file_sha256

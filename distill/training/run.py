@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from distill.components import fingerprints
+from distill.components.build_accelerator import build_accelerator
+from distill.components.build_network import build_network, network_name, to_device, with_code
+from distill.components.check_processes import check_same_inputs
 from distill.components.data_pipeline import TrainValSplit, split_images
-from distill.components.device import build_accelerator
-from distill.components.launched_processes import check_same_inputs
-from distill.components.network import build_network, network_name, to_device, with_code
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
 from distill.data.sources import load_data_set

@@ -20,7 +20,7 @@ from distill.teacher.view_cache import CachedTeacher
 from distill.training import environment
 from distill.training.state import TrainState
 
-AMX_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
+WIDE_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
 DEPENDS = {  # keys that cached logits depend on, and their names in messages
     "teacher": "the teacher's weights",
     "mirror": "teacher.mirror",
@@ -193,13 +193,16 @@ def _cpu_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     if state.accelerator.device.type != "cpu":
         return
     precision = environment.precision_name(state.accelerator)
-    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    if precision == "fp16" or (precision == "bf16" and not has_amx):
+    capabilities = torch.cpu.get_capabilities()
+    has_amx = capabilities.get("amx_bf16", False)
+    has_bf16 = has_amx or capabilities.get("avx512_bf16", False)
+    if precision == "fp16" or (precision == "bf16" and not has_bf16):
         yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
     convolutions = (module for module in state.model.modules() if isinstance(module, nn.Conv2d))
-    is_wide = max((conv.out_channels for conv in convolutions), default=0) >= AMX_CHANNELS
-    if has_amx and is_wide and recipe.train.precision == "auto":
+    is_wide = max((conv.out_channels for conv in convolutions), default=0) >= WIDE_CHANNELS
+    if has_bf16 and is_wide and recipe.train.precision == "auto":
+        unit, gain = ("AMX", "2 to 3") if has_amx else ("AVX-512 for bf16", "1.5 to 2")
         yield (
-            f"this CPU has AMX: --set train.precision=bf16 trains networks of {AMX_CHANNELS} "
-            "channels or more 2 to 3 times as fast"
+            f"this CPU has {unit}: --set train.precision=bf16 trains networks of {WIDE_CHANNELS} "
+            f"channels or more {gain} times as fast"
         )

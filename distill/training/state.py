@@ -17,10 +17,10 @@ from distill.losses.objective import Objective
 from distill.recipe.schema import Train
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
+from distill.training.agree_on_stopping import ProcessAgreement
 from distill.training.divergence import DivergenceMonitor
-from distill.training.estimate import FirstSteps
-from distill.training.process_agreement import ProcessAgreement
-from distill.training.running_means import RunningMeans
+from distill.training.estimate_duration import FirstSteps
+from distill.training.mean_losses import RunningMeans
 from distill.training.signals import StopSignal
 
 

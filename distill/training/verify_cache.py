@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from distill.components.device import build_accelerator
+from distill.components.build_accelerator import build_accelerator
 from distill.data.augment.augment_schedule import AugmentSchedule
 from distill.data.loader import View
 from distill.errors import UserError

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks import publish
 from distill.recipe import recipes
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder
 from tests.cli.command_line import REPO, RunCli
 
@@ -72,7 +72,7 @@ def test_paths_are_replaced_by_their_names(value: object, expected: object) -> N
 def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli) -> None:
     run, folder = published
     result = folder.result()
-    predictions = saved_predictions.read_run(folder)
+    predictions = read_predictions.read_run(folder)
     assert predictions is not None
     assert result["metrics"]["top1/test"] == pytest.approx(float(predictions.is_correct.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]

@@ -110,7 +110,7 @@ def test_a_changed_neighbour_is_noticed(tmp_path: Path) -> None:
         (names._tables, "distill.report.table_html_csv_latex", "csv_cell"),
         (names._tables, "distill.report.table_html_csv_latex", "latex"),
         (names._html, "distill.report.page", "visible_lines"),
-        (names._terminal, "distill.terminal.safe_console", "visible_lines"),
+        (names._terminal, "distill.terminal.literal_console", "visible_lines"),
     ],
 )
 def test_a_writer_without_escapes_is_noticed(

@@ -13,7 +13,7 @@ from benchmarks import ceilings, peers, resolution, scaling, stages, workers
 from benchmarks.contenders import CONTENDERS
 from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
-from distill.components.network import build_network
+from distill.components.build_network import build_network
 from distill.training import loop
 from distill.training.state import TrainState
 

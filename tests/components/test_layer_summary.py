@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from distill.components import layer_summary
-from distill.components.network import build_network
+from distill.components.build_network import build_network
 from distill.recipe import recipes
 from students.design import Design
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
-from distill.components.device import evaluation_accelerator
-from distill.components.network import load_trained
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
-from distill.evaluation.evaluate import evaluate_run
+from distill.evaluation.evaluate_run import evaluate_run
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import Step
 from distill.models import epoch_weights

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distill.export.codegen import ACTIVATIONS, StudentSpec, generate, generated_name
 from distill.export.project1 import renormalise
 from students.design import Design
-from students.normalize import MEAN, STD
+from students.normalize_images import MEAN, STD
 from students.resnet import ACTIVATIONS as BUILT
 from students.resnet import ResNet
 

@@ -20,12 +20,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from distill.components.build_network import build_network, load_trained
 from distill.components.data_pipeline import split_indices
-from distill.components.network import build_network, load_trained
 from distill.data.augment.crop_flip import to_float
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
-from distill.evaluation.evaluate import evaluate_run
+from distill.evaluation.evaluate_run import evaluate_run
 from distill.export import (
     atomic_folder,
     export,
@@ -39,7 +39,7 @@ from distill.export import (
 from distill.export.finished_run import load_finished
 from distill.export.formats import NAMES
 from distill.export.isolated_grader import Grader
-from distill.files.run_json import fingerprint_of_names
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.format import interval_text, percent
 from distill.models import checkpoint
 from distill.recipe import recipes

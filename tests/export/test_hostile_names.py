@@ -24,8 +24,8 @@ from distill.report import comparison, page, run_report, table_html_csv_latex
 from distill.report.page import FigureBlock, Table
 from distill.runs.load_run import RunRecord
 from distill.runs.run_folder import RunFolder
+from distill.terminal.literal_console import LiteralConsole
 from distill.terminal.recipe_and_cache_tables import class_counts
-from distill.terminal.safe_console import SafeConsole
 from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, assert_refused, write_pets
 from tests.hostile import FOLDERS, NAMES
 from tests.make_runs import train
@@ -76,7 +76,7 @@ def test_the_terminal_gets_names_as_data(command, odd, run_cli: RunCli, tmp_path
 
 
 def test_the_screen_prints_every_name_as_data(capsys):
-    screen = SafeConsole()
+    screen = LiteralConsole()
     screen.print(class_counts(dict.fromkeys(NAMES, 1)))
     table = RichTable("name")
     for name in NAMES:

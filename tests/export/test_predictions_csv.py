@@ -16,7 +16,7 @@ import cli
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.export import predictions_csv as room
-from distill.files.run_json import fingerprint_of_names
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events

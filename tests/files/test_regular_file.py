@@ -12,7 +12,7 @@ from torch import nn
 
 from distill.data.sources import download, images_to_predict, pictures
 from distill.errors import UserError
-from distill.files import arrays, regular_file, run_json, tar_archives
+from distill.files import regular_file, run_json_schemas, tar_archives, untrusted_arrays
 from distill.files.regular_file import InvalidFile
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
@@ -43,9 +43,9 @@ def fetched(path: Path) -> object:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "json": run_json.content_of,
-    "npy": arrays.read_npy,
-    "npz": lambda path: arrays.open_npz(path).__enter__(),
+    "json": run_json_schemas.content_of,
+    "npy": untrusted_arrays.read_npy,
+    "npz": lambda path: untrusted_arrays.open_npz(path).__enter__(),
     "member": tar_archives.content_of,
     "tar": lambda path: tar_archives.open_tar(path).__enter__(),
     "picture": pictures.content,

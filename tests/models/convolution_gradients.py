@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from distill.components.network import build_network, to_device
+from distill.components.build_network import build_network, to_device
 from distill.recipe import recipes
 from distill.teacher.teacher import FrozenTeacher
 from distill.training.loop import step

@@ -12,8 +12,8 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.models import foreign_weights
-from networks import by_name, published_names
-from students.normalize import Normalize
+from networks import by_name, crd_weight_names
+from students.normalize_images import Normalize
 from tests.networks.published import NETWORKS, published
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -21,7 +21,7 @@ IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 def loaded(network: str, weights: dict[str, torch.Tensor], classes: int = 7) -> nn.Module:
     net = by_name.build(network, classes=classes).eval()
-    translate = partial(published_names.translate, network)
+    translate = partial(crd_weight_names.translate, network)
     foreign_weights.load_into(net, weights, "a.pth", translate)
     return net
 

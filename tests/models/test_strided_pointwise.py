@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.components.network import to_device
+from distill.components.build_network import to_device
 from distill.models.strided_pointwise import subsample_first
 from students.design import Design
 from students.resnet import ResNet

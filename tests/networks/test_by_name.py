@@ -11,7 +11,7 @@ from distill.models import cost
 from distill.models.features import FeatureExtractor, tap_points
 from distill.recipe.network_cost import describe
 from distill.recipe.schema import Student
-from networks import by_name, known_networks
+from networks import by_name, network_catalogue
 from students.resnet import Block, ResNet
 
 # Parameters for 100 classes. Those of the CRD benchmark's students and teachers are in its authors'
@@ -71,7 +71,7 @@ def test_description_matches_built_network(network: str, classes: int) -> None:
     assert described.taps == tuple(tap_points(net))
 
 
-@pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *known_networks.FIXED])
+@pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *network_catalogue.FIXED])
 def test_taps_shrink_towards_the_logits(network: str) -> None:
     """Two images give logits and maps whose size never grows; `features` is what the head reads."""
     net = by_name.build(network, classes=7).eval()

@@ -10,7 +10,7 @@ from torch import nn
 from distill.errors import UserError
 from distill.models.features import FeatureExtractor
 from networks import own_code
-from networks.known_networks import is_own, split_own
+from networks.network_catalogue import is_own, split_own
 
 CODE = """
 import helper

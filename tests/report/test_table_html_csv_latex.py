@@ -1,7 +1,7 @@
 import csv
 import io
 
-from distill.files.safe_text import latex
+from distill.files.escape_text import latex
 from distill.format import percent
 from distill.report import page
 from distill.report.page import Page, Section, Table

@@ -9,9 +9,9 @@ import numpy as np
 from distill.events import Epoch, Event, Step
 from distill.recipe import recipes
 from distill.runs.load_run import RunRecord, TestCurve
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder
-from distill.runs.saved_predictions import Predictions
-from tests.terminal.test_screenshot import START
+from tests.terminal.test_display_to_svg import START
 
 SCRIPT = "<script>alert(1)</script>"
 N, CLASSES = 20, 4

@@ -5,7 +5,7 @@ import numpy as np
 from distill.events import Epoch, Step
 from distill.report.curve_sections import POINTS, thin_out
 from distill.runs.epoch_series import Line, curves
-from tests.terminal.test_screenshot import START
+from tests.terminal.test_display_to_svg import START
 
 EVENTS = [
     replace(START, steps_per_epoch=10),

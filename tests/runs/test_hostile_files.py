@@ -14,7 +14,7 @@ from distill.report import run_report
 from distill.runs import run_folder
 from distill.runs.compare_two_runs import compare
 from distill.runs.journal import line
-from distill.runs.listing import list_runs
+from distill.runs.list_runs import list_runs
 from distill.runs.run_folder import RunFolder
 from distill.runs.teacher_student_summary import closing_rows
 from tests.runs import records

@@ -9,7 +9,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.runs import check_same_run, run_folder, saved_predictions
+from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.run_folder import (
     RunFolder,
     check_out,
@@ -203,7 +203,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
             recipes.read(run.recipe)
     if name == "evaluation.npz":
         with pytest.raises(UserError, match="as predictions: it is not a regular file"):
-            saved_predictions.read_run(run)
+            read_predictions.read_run(run)
 
 
 WRITTEN = (

@@ -18,7 +18,7 @@ from distill.runs.run_folder import RunFolder
 from distill.runs.trackers import Trackers, check, flat_recipe, open_tracker
 from distill.training.run import TrainingRequest, train_and_test
 from tests.cli.command_line import write_pets
-from tests.runs.test_listing import START, begun
+from tests.runs.test_list_runs import START, begun
 
 SMALL = (
     "loss.kd=false", "loss.hard.weight=1", "data.holdout=0.25", "data.train_images=24",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distill.errors import UserError
 from students import design as design_module
-from students import design_spec
+from students import feature_map_sizes
 from students.design import Design, over_budget, widest
 
 ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]
@@ -371,10 +371,10 @@ def test_over_budget_reports_that_no_width_fits():
 
 def test_design_imports_no_torch():
     imported = set[str | None]()
-    for module in (design_module, design_spec):
+    for module in (design_module, feature_map_sizes):
         tree = ast.parse(Path(module.__file__).read_text())
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
     standard = {"collections.abc", "dataclasses", "math", "types", "typing"}
-    assert imported == {*standard, "distill.errors", "students.design_spec"}
+    assert imported == {*standard, "distill.errors", "students.feature_map_sizes"}

@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.errors import UserError
 from students.design import Design
-from students.normalize import MEAN, STD, Normalize
+from students.normalize_images import MEAN, STD, Normalize
 from students.resnet import ResNet
 
 ROWS = json.loads((Path(__file__).parent / "architectures.json").read_text())["rows"]

@@ -19,7 +19,7 @@ import cli
 from distill.evaluation import final_test
 from distill.events import Event, Step
 from distill.recipe import recipes
-from distill.runs import saved_predictions
+from distill.runs import read_predictions
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
 from distill.sweep import sweep_file
@@ -119,7 +119,7 @@ def test_best_trial_alone_is_measured_on_test_split(place: Path) -> None:
     tested = {name: value for name, value in metrics.items() if name.endswith("/test")}
     assert list(tested) == ["ece/test", "nll/test", "top1/test"] and tested == summary["test"]
     assert "is_tested" not in best.result() and best.evaluation.exists()
-    known = saved_predictions.read_if_present(best.evaluation)
+    known = read_predictions.read_if_present(best.evaluation)
     assert known is not None and known.is_correct.mean() == pytest.approx(tested["top1/test"])
     assert known.val_logits is not None
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
-from distill.components.network import load_trained
 from distill.components.read_test_split import identify_test
 from distill.data import rng
 from distill.data.rng import Stream
 from distill.errors import UserError
-from distill.evaluation.evaluate import evaluate_run
+from distill.evaluation.evaluate_run import evaluate_run
 from distill.events import Start, Step
 from distill.models import checkpoint
 from distill.recipe import recipes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from distill.components.build_network import build_network
 from distill.components.data_pipeline import split_images
-from distill.components.network import build_network
 from distill.data.loader import Batch
 from distill.errors import UserError
 from distill.events import TOTAL

@@ -15,7 +15,7 @@ from distill.time_plan import shipped_candidates, time_plan
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, training
 from distill.time_plan.time_plan import BUDGET_S
 from distill.training import flops, measure_speed
-from distill.training.estimate import TimeRange, time_range
+from distill.training.estimate_duration import TimeRange, time_range
 from distill.training.measure_speed import Speed
 
 RATE = 1e11  # operations a second of the machine below

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from distill.components.data_pipeline import augment_schedule, build_loader, build_pipeline
-from distill.components.device import (
+from distill.components.build_accelerator import (
     _is_on_cpu,
     _native_precision,
     build_accelerator,
     evaluation_accelerator,
 )
-from distill.components.network import build_network, convert_sync_bn
+from distill.components.build_network import build_network, convert_sync_bn
+from distill.components.data_pipeline import augment_schedule, build_loader, build_pipeline
 from distill.data.augment.auto_augment import TrivialAugment
 from distill.data.augment.crop_flip import Crop, Flip
 from distill.data.augment.erase import Cutout

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
-from distill.components.network import load_trained
 from distill.events import Step
 from distill.models import batch_norm
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import build, run
 from distill.training.loop import step
-from students.whiten import whitening_filters
+from students.whitened_stem import whitening_filters
 from tests.make_runs import EFFICIENT, Events, drawn, prepared, train
 from tests.training.test_run import digest, same
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
-from distill.evaluation.evaluate import EvalOptions, evaluate_run
+from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
 from distill.events import Epoch, Event, Start
 from distill.models import checkpoint
 from distill.recipe import recipes

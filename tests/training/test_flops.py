@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.components.network import build_network
+from distill.components.build_network import build_network
 from distill.errors import UnsuitableRecipe
 from distill.models import cost
 from distill.recipe import recipes

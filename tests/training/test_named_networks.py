@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from distill.components.network import load_trained
+from distill.components.build_network import load_trained
 from distill.export import export
 from distill.recipe import recipes
-from networks import known_networks
+from networks import network_catalogue
 from tests.make_runs import train
 
 DEEPEST = {"resnet101", "resnet152"}  # built as resnet50 is
-NETWORKS = ("resnet8", "resnet8x4", "wrn-10-1", *sorted(known_networks.FIXED.keys() - DEEPEST))
+NETWORKS = ("resnet8", "resnet8x4", "wrn-10-1", *sorted(network_catalogue.FIXED.keys() - DEEPEST))
 SMALL = ("data.train_images=64", "train.batch_size=32")  # two steps
 TERMS = ("loss.at.weight=1", "student.max_params=100000000")
 LABELS = ("loss.kd=false", "loss.hard.weight=1")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.recipe import recipes
 from distill.training.loop import step
-from distill.training.running_means import RunningMeans
+from distill.training.mean_losses import RunningMeans
 from tests.make_runs import prepared
 from tests.training.test_shipped_recipes import INGREDIENTS, WHOLE, in_small
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
-from distill.components.network import load_trained
 from distill.data.sources import load_data_set
-from distill.evaluation.evaluate import EvalOptions, evaluate_run
+from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
 from distill.evaluation.predict_split import evaluate_network
 from distill.recipe import recipes
 from distill.runs import journal

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from torch.distributed import DistBackendError
 
-from distill.components.launched_processes import is_lost_process
+from distill.components.check_processes import is_lost_process
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder

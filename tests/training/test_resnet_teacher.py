@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from distill.components import layer_summary
-from distill.components.network import build_design, build_network, load_trained, network_name
+from distill.components.build_network import build_design, build_network, load_trained, network_name
 from distill.data.augment.crop_flip import to_float
 from distill.errors import UserError
-from distill.evaluation.evaluate import evaluate_run
+from distill.evaluation.evaluate_run import evaluate_run
 from distill.events import TOTAL, Start, Step
 from distill.recipe import recipes
 from distill.report import run_report

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from distill.components.network import build_design, load_trained
+from distill.components.build_network import build_design, load_trained
 from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import write_results as result
-from distill.evaluation.evaluate import EvalOptions, evaluate_run
+from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
 from distill.events import TOTAL, End, Epoch, Start, Step, loss_name
-from distill.files.run_json import fingerprint_of_names
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.build_accelerator import build_accelerator
 from distill.components.data_pipeline import split_images
-from distill.components.device import build_accelerator
 from distill.data.sources import load_data_set
 from distill.events import TOTAL
 from distill.recipe import recipes

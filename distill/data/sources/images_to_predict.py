@@ -24,9 +24,9 @@ from distill.data.sources import pictures, unpickle
 from distill.data.sources.cifar import IMAGE_BYTES
 from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError, data_error
-from distill.files.arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
 from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.tar_archives import content_of
+from distill.files.untrusted_arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
 from distill.format import counted
 
 ADVICE = (

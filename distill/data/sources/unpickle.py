@@ -4,7 +4,7 @@ A pickle is a program for a small stack machine
 (https://docs.python.org/3/library/pickletools.html). This module implements that machine, with only
 the instructions for numbers, text, lists, tuples, dictionaries and arrays. A pickle cannot import
 anything: the four functions that numpy's pickles call to make an array are placeholders here, and
-`distill.files.arrays` makes the array from bytes and the name of a plain type.
+`distill.files.untrusted_arrays` makes the array from bytes and the name of a plain type.
 
 Bounds keep memory and time linear in the file's size. A pickle has at most `MOST_STEPS`
 instructions and `DEEPEST` levels of nested containers. Integers have at most 64 bits, and keys are
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.files.arrays import InvalidArray, from_bytes, plain_dtype
+from distill.files.untrusted_arrays import InvalidArray, from_bytes, plain_dtype
 
 MOST_STEPS = 5_000_000  # instructions; CIFAR-100's training batch has 400,000
 DEEPEST = 8  # nested containers

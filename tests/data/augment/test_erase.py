@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from distill.data.augment.erase import MEAN_COLOUR, Cutout, Erase, hide
-from students.normalize import Normalize
+from students.normalize_images import Normalize
 
 N, SIZE = 4000, 32
 PIXELS = torch.from_numpy(

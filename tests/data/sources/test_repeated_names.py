@@ -11,7 +11,7 @@ import pytest
 
 from distill.data.sources import cifar, unpickle
 from distill.errors import UserError
-from distill.files.arrays import InvalidArray, open_npz
+from distill.files.untrusted_arrays import InvalidArray, open_npz
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -22,13 +22,13 @@ from distill.metrics import (
     nll,
     probabilities,
 )
-from distill.runs.run_folder import file_sha256, write_json
-from distill.runs.saved_predictions import (
+from distill.runs.read_predictions import (
     Predictions,
     n_test_images,
     read_if_present,
     read_run,
 )
+from distill.runs.run_folder import file_sha256, write_json
 from tests.runs.test_compare_two_runs import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from distill import statistics
-from distill.runs.groups import group_difference, group_differences, groups
 from distill.runs.load_run import RunRecord
-from distill.runs.saved_predictions import Predictions
+from distill.runs.read_predictions import Predictions
+from distill.runs.seed_groups import group_difference, group_differences, groups
 from tests.runs.records import ALONE, LABELS, record
 
 

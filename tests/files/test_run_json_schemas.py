@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from distill.errors import UserError
-from distill.files import run_json
-from distill.files.run_json import fingerprint_of_names
+from distill.files import run_json_schemas
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.runs.run_folder import RunFolder, write_json
 
 SOUND: dict[str, Any] = {
@@ -59,8 +59,8 @@ def test_damaged_file_is_one_message(run: RunFolder, name: str) -> None:
     content, fault = NOT_A_TABLE[name]
     readers = {
         run.result_file: run.result,
-        run.environment: lambda: run_json.environment(run.environment),
-        run.path / "progress.json": lambda: run_json.progress(run.path / "progress.json"),
+        run.environment: lambda: run_json_schemas.environment(run.environment),
+        run.path / "progress.json": lambda: run_json_schemas.progress(run.path / "progress.json"),
     }
     for path, read in readers.items():
         path.write_bytes(content)
@@ -117,7 +117,7 @@ def test_pipe_and_folder_are_refused(run: RunFolder) -> None:
 def test_wrong_type_in_test_curve_is_named(run: RunFolder, content: object) -> None:
     run.test_curve.write_text(json.dumps(content))
     with pytest.raises(UserError, match="test_curve.json is damaged: .*\nDelete it: its measures"):
-        run_json.test_curve(run.test_curve)
+        run_json_schemas.test_curve(run.test_curve)
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_wrong_type_in_progress_is_named(run: RunFolder, change: dict[str, objec
     path = run.path / "progress.json"
     path.write_text(json.dumps(change))
     with pytest.raises(UserError, match=f"progress.json is damaged: '{next(iter(change))}"):
-        run_json.progress(path)
+        run_json_schemas.progress(path)

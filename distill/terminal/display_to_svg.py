@@ -1,6 +1,6 @@
 """Replay a run's journal through the progress display into an SVG.
 
-    python -m distill.terminal.screenshot RUN --out docs/run.svg
+    python -m distill.terminal.display_to_svg RUN --out docs/run.svg
 
 Shows the display at three fifths of the run, and the closing table at its end.
 """
@@ -82,7 +82,7 @@ def without_remote_fonts(picture: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of this module."""
     parser = argparse.ArgumentParser(
-        prog="python -m distill.terminal.screenshot", description=__doc__
+        prog="python -m distill.terminal.display_to_svg", description=__doc__
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("--out", type=Path, required=True, help="the SVG to write")

@@ -13,9 +13,9 @@ from typing import Literal
 
 from distill.errors import UserError
 from distill.events import Start, total_steps
-from distill.files import run_json
+from distill.files import run_json_schemas
 from distill.recipe import recipes
-from distill.runs import journal, lock, saved_predictions
+from distill.runs import journal, lock, read_predictions
 from distill.runs.run_folder import RUNS, RunFolder, runs_in
 from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
@@ -129,7 +129,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
     result, summary = run.result(), summary_row("", run)
     if not run.weights(run.role).exists():
         raise UserError(f"{run.weights(run.role).name} is missing")
-    n = saved_predictions.n_test_images(run)
+    n = read_predictions.n_test_images(run)
     n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
     return replace(
         row,
@@ -170,7 +170,7 @@ def _saved_step(run: RunFolder) -> int:
     """Return the step of the last readable checkpoint, last/ or last.old/; 0 if there is none."""
     for folder in (run.last, run.last.with_name(f"{run.last.name}.old")):
         with suppress(UserError, KeyError):
-            return int(run_json.progress(folder / "progress.json")["step"])
+            return int(run_json_schemas.progress(folder / "progress.json")["step"])
     return 0
 
 

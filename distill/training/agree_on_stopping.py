@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
-from distill.components.device import TIMEOUT
+from distill.components.build_accelerator import TIMEOUT
 from distill.training.signals import Request
 
 

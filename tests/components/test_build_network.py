@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.components.network import load_trained
+from distill.components.build_network import load_trained
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from distill.files.safe_text import visible_lines
+from distill.files.escape_text import visible_lines
 
 
-class SafeConsole(Console):
+class LiteralConsole(Console):
     """A console that prints every text literally; only styles set colours.
 
     Markup such as `[bold]` in a name is printed unchanged. Control characters, bidirectional

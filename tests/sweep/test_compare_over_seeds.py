@@ -9,12 +9,12 @@ import pytest
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.runs.run_folder import file_sha256, write_json
-from distill.sweep import recipe_and_control_seeds
-from distill.sweep.recipe_and_control_seeds import SeedRun
+from distill.sweep import compare_over_seeds
+from distill.sweep.compare_over_seeds import SeedRun
 
 
 def test_each_seed_has_its_control_of_same_seed(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=True)
     assert [(each.seed, each.folder.path.name) for each in planned] == [
         (0, "seed-0"), (0, "control-0"), (1, "seed-1"), (1, "control-1"),
     ]  # fmt: skip
@@ -31,16 +31,13 @@ def test_each_seed_has_its_control_of_same_seed(tmp_path: Path) -> None:
 
 def test_who_has_no_teacher_has_no_control(tmp_path: Path) -> None:
     alone = recipes.load("student_alone")
-    assert len(recipe_and_control_seeds.plan(alone, [0, 1, 2], tmp_path, controls=True)) == 3
-    assert (
-        len(recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False))
-        == 2
-    )
+    assert len(compare_over_seeds.plan(alone, [0, 1, 2], tmp_path, controls=True)) == 3
+    assert len(compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)) == 2
 
 
 def test_one_seed_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one seed has no standard deviation; type at least --n 2"):
-        recipe_and_control_seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
+        compare_over_seeds.plan(recipes.load("kd"), [0], tmp_path, controls=True)
 
 
 def finished(
@@ -60,10 +57,8 @@ def finished(
 
 
 def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1, 2], tmp_path, controls=True)
-    figures = recipe_and_control_seeds.summary(
-        finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70])
-    )
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1, 2], tmp_path, controls=True)
+    figures = compare_over_seeds.summary(finished(planned, [0.72, 0.70, 0.74, 0.70, 0.77, 0.70]))
     assert figures["top1"]["mean"] == pytest.approx(0.7433333)
     assert figures["control"]["std"] == pytest.approx(0, abs=1e-12)
     assert figures["difference"]["mean"] == pytest.approx(0.0433333)
@@ -74,26 +69,26 @@ def test_they_are_compared_pair_by_pair(tmp_path: Path) -> None:
 
 
 def test_runs_on_other_images_are_not_averaged(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7])
     finished(planned[1:], [0.7], data="other")
     with pytest.raises(UserError, match="differ in their data: they cannot be summarised together"):
-        recipe_and_control_seeds.summary(planned)
+        compare_over_seeds.summary(planned)
 
 
 def test_copy_of_seed_is_not_averaged(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     for each, weights in zip(finished(planned, [0.7, 0.7]), ("ab", "cd"), strict=True):
         write_json(each.folder.result_file, each.folder.result() | {"weights": weights})
-    assert recipe_and_control_seeds.summary(planned)["top1"]["n"] == 2
+    assert compare_over_seeds.summary(planned)["top1"]["n"] == 2
     last = planned[-1].folder
     write_json(last.result_file, last.result() | {"weights": "ab"})
     with pytest.raises(UserError, match="^seed-0 and seed-1 in .* have the same weights: one is"):
-        recipe_and_control_seeds.summary(planned)
+        compare_over_seeds.summary(planned)
 
 
 def test_seed_that_contradicts_predictions_is_refused(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     first, _ = finished(planned, [0.4, 0.7])
     logits, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])  # 3 of 4 are right
     np.savez(first.folder.evaluation, logits=logits, labels=labels)
@@ -101,21 +96,21 @@ def test_seed_that_contradicts_predictions_is_refused(tmp_path: Path) -> None:
     result["evaluation"] = file_sha256(first.folder.evaluation)
     write_json(first.folder.result_file, result | {"class_names": list("abcd")})
     with pytest.raises(UserError, match=r"top1/test = 40.00 %, but the predictions .* 75.00 %"):
-        recipe_and_control_seeds.summary(planned)
+        compare_over_seeds.summary(planned)
 
 
 def test_run_with_edited_recipe_is_no_seed(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     first, second = finished(planned, [0.7, 0.7])
     second.folder.recipe.write_text(recipes.dumps(second.resolved.recipe))
     trained = {"recipe_fingerprint": recipes.fingerprint(second.resolved.recipe)}
     write_json(second.folder.result_file, second.folder.result() | trained)
     first.folder.result_file.unlink()
-    recipe_and_control_seeds.check(planned)
+    compare_over_seeds.check(planned)
     trained = {"recipe_fingerprint": recipes.fingerprint(first.resolved.recipe)}
     write_json(second.folder.result_file, second.folder.result() | trained)
     with pytest.raises(UserError, match=r"recipe.toml is not the recipe that its run finished"):
-        recipe_and_control_seeds.check(planned)
+        compare_over_seeds.check(planned)
 
 
 @pytest.mark.parametrize(
@@ -123,69 +118,62 @@ def test_run_with_edited_recipe_is_no_seed(tmp_path: Path) -> None:
     [("test_fingerprint", "test split"), ("class_names_fingerprint", "class names")],
 )
 def test_runs_of_other_test_splits_are_not_averaged(tmp_path: Path, key: str, what: str) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7], **{key: "a"})
     finished(planned[1:], [0.7], **{key: "b"})
     with pytest.raises(
         UserError, match=f"differ in their {what}: they cannot be summarised together"
     ):
-        recipe_and_control_seeds.summary(planned)
+        compare_over_seeds.summary(planned)
 
 
 def test_runs_of_earlier_version_are_averaged_with_note(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     finished(planned[:1], [0.7], test_fingerprint="a")
     finished(planned[1:], [0.8])
-    [note] = recipe_and_control_seeds.summary(planned)["notes"]
+    [note] = compare_over_seeds.summary(planned)["notes"]
     assert "1 of 2 results is of an earlier version" in note
     finished(planned[1:], [0.8], test_fingerprint="a")
-    assert "notes" not in recipe_and_control_seeds.summary(planned)
+    assert "notes" not in compare_over_seeds.summary(planned)
 
 
 def test_recipe_without_student_is_teacher_s(tmp_path: Path) -> None:
     for name, role in (("teacher_wrn", "teacher"), ("kd", "student")):
-        planned = recipe_and_control_seeds.plan(
-            recipes.load(name), [0, 1], tmp_path, controls=False
-        )
+        planned = compare_over_seeds.plan(recipes.load(name), [0, 1], tmp_path, controls=False)
         assert {each.role for each in planned} == {role}
 
 
 def test_the_teacher_of_the_first_run_teaches_all(tmp_path: Path) -> None:
-    first, control, second, _ = recipe_and_control_seeds.plan(
+    first, control, second, _ = compare_over_seeds.plan(
         recipes.load("kd"), [0, 1], tmp_path, controls=True
     )
-    assert recipe_and_control_seeds.with_same_teacher(second, first) is second.resolved, (
+    assert compare_over_seeds.with_same_teacher(second, first) is second.resolved, (
         "no teacher was chosen yet"
     )
     first.folder.path.mkdir()
     begun = recipes.with_teacher(first.resolved.recipe, ["runs/old"])
     first.folder.recipe.write_text(recipes.dumps(begun))
-    distilled = recipe_and_control_seeds.with_same_teacher(second, first).recipe
+    distilled = compare_over_seeds.with_same_teacher(second, first).recipe
     assert distilled.teacher is not None and distilled.teacher.runs == ("runs/old",)
-    assert recipe_and_control_seeds.with_same_teacher(control, first) is control.resolved
+    assert compare_over_seeds.with_same_teacher(control, first) is control.resolved
     named = recipes.load("kd", ['teacher.runs=["runs/named"]'])
-    random_teachers = recipe_and_control_seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
-    assert (
-        recipe_and_control_seeds.with_same_teacher(random_teachers, first)
-        is random_teachers.resolved
-    )
+    random_teachers = compare_over_seeds.plan(named, [0, 1], tmp_path, controls=False)[1]
+    assert compare_over_seeds.with_same_teacher(random_teachers, first) is random_teachers.resolved
 
 
 def test_folder_of_another_recipe_is_refused_first(tmp_path: Path) -> None:
-    planned = recipe_and_control_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path, controls=False)
     last = planned[-1].folder
     last.path.mkdir()
     last.recipe.write_text(recipes.dumps(recipes.load("kd", ["optim.lr=0.7"]).recipe))
     with pytest.raises(UserError, match="seed-1 cannot be resumed: the recipe is not the one"):
-        recipe_and_control_seeds.check(planned)
+        compare_over_seeds.check(planned)
 
 
 @pytest.mark.parametrize("name", ["seed-0", "control-1"])
 @pytest.mark.parametrize("is_run", [True, False])
 def test_folder_of_a_seed_that_is_a_link(tmp_path: Path, name: str, is_run: bool) -> None:
-    planned = recipe_and_control_seeds.plan(
-        recipes.load("kd"), [0, 1], tmp_path / "seeds", controls=True
-    )
+    planned = compare_over_seeds.plan(recipes.load("kd"), [0, 1], tmp_path / "seeds", controls=True)
     [linked] = [each for each in planned if each.folder.path.name == name]
     (tmp_path / "elsewhere").mkdir()
     if is_run:
@@ -194,4 +182,4 @@ def test_folder_of_a_seed_that_is_a_link(tmp_path: Path, name: str, is_run: bool
     linked.folder.path.parent.mkdir()
     linked.folder.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=rf"^{linked.folder.path} is a symbolic link: .*\nDelete "):
-        recipe_and_control_seeds.check(planned)
+        compare_over_seeds.check(planned)

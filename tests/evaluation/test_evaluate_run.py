@@ -12,12 +12,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from distill.components.network import build_design, load_trained
+from distill.components.build_network import build_design, load_trained
 from distill.data.corruptions.catalogue import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.sources import load_data_set
 from distill.errors import UserError
-from distill.evaluation import accuracy_statistics, evaluate, robustness
-from distill.evaluation.evaluate import EvalOptions
+from distill.evaluation import accuracy_and_calibration, evaluate_run, robustness
+from distill.evaluation.evaluate_run import EvalOptions
 from distill.evaluation.predict_split import FlipTTA, SixViewTTA, logits_and_labels
 from distill.evaluation.write_results import read_evaluation, write_evaluation
 from distill.recipe import recipes
@@ -46,7 +46,7 @@ def saved(distilled) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def measured(distilled) -> dict:
-    return evaluate.evaluate_run(distilled[0])
+    return evaluate_run.evaluate_run(distilled[0])
 
 
 def copied(distilled, to: Path, **changes: object) -> RunFolder:
@@ -72,7 +72,7 @@ def test_run_without_hold_out_saves_no_such_predictions(distilled, tmp_path) -> 
 
 def test_figures_match_the_saved_predictions(measured, saved) -> None:
     logits, labels = (saved[name] for name in ("logits", "labels"))
-    wanted = accuracy_statistics.headline_measures(logits, labels)
+    wanted = accuracy_and_calibration.headline_measures(logits, labels)
     for name in ("top1", "top5", "nll", "ece", "top1_interval", "nll_interval"):
         assert measured[name] == pytest.approx(wanted[name], rel=1e-5), name
     fitted = fit_temperature(saved["val_logits"], saved["val_labels"])
@@ -94,7 +94,7 @@ def recipe_of_tiny():
 def test_run_of_earlier_version_is_predicted_again(distilled, measured, tmp_path) -> None:
     folder = copied(distilled, tmp_path / "run")
     folder.evaluation.unlink()
-    again = evaluate.evaluate_run(folder)
+    again = evaluate_run.evaluate_run(folder)
     for name in ("temperature", "nll_calibrated", "teacher_agreement", "teacher_kl"):
         assert again[name] == pytest.approx(measured[name], rel=1e-4), name
 
@@ -114,8 +114,8 @@ def test_saved_predictions_of_other_weights_are_not_used(saved, tmp_path) -> Non
 
 def test_run_without_hold_out_has_no_temperature(distilled, tmp_path) -> None:
     data = distilled[0].result()["data"] | {"val_images": 0}
-    found = evaluate.evaluate_run(copied(distilled, tmp_path / "run", data=data))
-    assert [found[name] for name in evaluate.CALIBRATED] == [None] * 3
+    found = evaluate_run.evaluate_run(copied(distilled, tmp_path / "run", data=data))
+    assert [found[name] for name in evaluate_run.CALIBRATED] == [None] * 3
     assert "data.holdout = 0: nothing was held out" in found["absent"]["temperature"]
 
 
@@ -124,7 +124,7 @@ def test_missing_hold_out_images_are_named(distilled, tmp_path) -> None:
     data = distilled[0].result()["data"] | {"fingerprint": "other"}
     folder = copied(distilled, tmp_path / "run", data=data)
     folder.evaluation.unlink()
-    reason = evaluate.evaluate_run(folder)["absent"]["temperature"]
+    reason = evaluate_run.evaluate_run(folder)["absent"]["temperature"]
     assert reason == "the images that the run held out are no longer in synthetic"
 
 
@@ -145,14 +145,14 @@ def test_missing_or_changed_teacher_is_not_compared(distilled, tmp_path) -> None
         ({"runs": []}, "this run had no teacher"),
     ):
         write_json(folder.result_file, result | {"teacher": known | change})
-        found = evaluate.evaluate_run(folder)
-        assert [found[name] for name in evaluate.TAUGHT] == [None, None]
+        found = evaluate_run.evaluate_run(folder)
+        assert [found[name] for name in evaluate_run.TAUGHT] == [None, None]
         assert reason in found["absent"]["teacher_agreement"]
 
 
 @pytest.mark.long
 def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
-    found = evaluate.evaluate_run(RunFolder(teacher))
+    found = evaluate_run.evaluate_run(RunFolder(teacher))
     assert found["role"] == "teacher"
     # WRN-10-1: a stem of 3 to 16, then three blocks, two of them with a stride and all but the
     # first with a skip of 1x1; a linear layer of 64 to 10.
@@ -170,7 +170,7 @@ def test_image_and_mirror_have_equal_predictions(distilled, measured) -> None:
         both = FlipTTA(net)(images)
         assert torch.allclose(both, FlipTTA(net)(images.flip(-1)), atol=1e-5)
         assert torch.allclose(both, (net(images) + net(images.flip(-1))) / 2, atol=1e-6)
-    found = evaluate.evaluate_run(distilled[0], EvalOptions(mirror=True))
+    found = evaluate_run.evaluate_run(distilled[0], EvalOptions(mirror=True))
     assert found["mirror"]["nll"] != found["nll"]
     assert "mirror" not in measured
     assert {name: found[name] for name in measured} == measured, "the headline must be the same"
@@ -196,7 +196,7 @@ def test_six_views_are_weighted_mean_of_their_formula() -> None:
 
 @pytest.mark.long
 def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
-    found = evaluate.evaluate_run(distilled[0], EvalOptions(six_views=True))
+    found = evaluate_run.evaluate_run(distilled[0], EvalOptions(six_views=True))
     augmented = found["test_time_augmentation"]
     net, test = SixViewTTA(load_trained(distilled[0])), load_data_set.load("synthetic", "test")
     right = logits_and_labels(net, test, Accelerator())[0].argmax(1) == torch.from_numpy(
@@ -211,7 +211,7 @@ def test_six_views_leave_the_headline_alone(distilled, measured) -> None:
 
 @pytest.mark.long
 def test_a_run_against_its_teacher(distilled, teacher, saved) -> None:
-    found = evaluate.evaluate_run(distilled[0], EvalOptions(against=teacher))["against"]
+    found = evaluate_run.evaluate_run(distilled[0], EvalOptions(against=teacher))["against"]
     ours, theirs = (saved[n].argmax(1) == saved["labels"] for n in ("logits", "teacher_logits"))
     assert (found["only_a"], found["only_b"]) == ((ours & ~theirs).sum(), (theirs & ~ours).sum())
     assert found["both"] == (ours & theirs).sum()
@@ -226,13 +226,13 @@ def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, mon
     test = load_data_set.load("synthetic", "test")
     fewer = load_data_set.subset(test, np.arange(1999))
     monkeypatch.setattr(
-        evaluate, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
+        evaluate_run, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
     )
     with pytest.raises(UserError, match="have different test splits: synthetic .* and elsewhere"):
-        evaluate.evaluate_run(distilled[0], EvalOptions(against=folder.path))
-    same = evaluate.evaluate_run(distilled[0], EvalOptions(data="synthetic", against=folder.path))[
-        "against"
-    ]
+        evaluate_run.evaluate_run(distilled[0], EvalOptions(against=folder.path))
+    same = evaluate_run.evaluate_run(
+        distilled[0], EvalOptions(data="synthetic", against=folder.path)
+    )["against"]
     assert (same["p"], same["better"], same["only_a"]) == (1.0, None, 0)
 
 
@@ -317,9 +317,11 @@ def test_measurements_do_not_depend_on_each_other(
 ) -> None:
     """A mirror, a stop-watch and a corruption, one after the other, on one network."""
     monkeypatch.setattr(robustness, "CORRUPTIONS", {"contrast": CORRUPTIONS["contrast"]})
-    monkeypatch.setattr(evaluate.cost, "ENOUGH_S", 0.01)
-    alone = evaluate.evaluate_run(distilled[0], EvalOptions(robustness=True, robustness_images=50))
-    together = evaluate.evaluate_run(
+    monkeypatch.setattr(evaluate_run.cost, "ENOUGH_S", 0.01)
+    alone = evaluate_run.evaluate_run(
+        distilled[0], EvalOptions(robustness=True, robustness_images=50)
+    )
+    together = evaluate_run.evaluate_run(
         distilled[0], EvalOptions(mirror=True, latency=True, robustness=True, robustness_images=50)
     )
     assert together["robustness"] == alone["robustness"]
@@ -329,8 +331,8 @@ def test_processes_compare_test_split_and_run(
     distilled: tuple[RunFolder, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[dict[str, str]] = []
-    monkeypatch.setattr(evaluate, "check_same_inputs", lambda _, prints: found.append(prints()))
-    evaluate.evaluate_run(distilled[0])
+    monkeypatch.setattr(evaluate_run, "check_same_inputs", lambda _, prints: found.append(prints()))
+    evaluate_run.evaluate_run(distilled[0])
     [prints] = found
     data = distilled[0].result()["data"]
     assert prints["test split"] == data["test_fingerprint"]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from distill import statistics
-from distill.evaluation import accuracy_statistics
+from distill.evaluation import accuracy_and_calibration
 from distill.metrics import nll
 
 DRAWS = np.random.default_rng(0)
@@ -17,7 +17,7 @@ LABELS = np.where(DRAWS.random(300) < 0.5, LOGITS.argmax(1), DRAWS.integers(8, s
 
 
 def test_headline_is_counted_and_its_intervals_hold_it() -> None:
-    found = accuracy_statistics.headline_measures(LOGITS, LABELS)
+    found = accuracy_and_calibration.headline_measures(LOGITS, LABELS)
     ranks = (-LOGITS).argsort(axis=1)
     for k, name in ((1, "top1"), (5, "top5")):
         right = int((ranks[:, :k] == LABELS[:, None]).any(axis=1).sum())
@@ -32,14 +32,14 @@ def test_headline_is_counted_and_its_intervals_hold_it() -> None:
 
 
 def test_top5_of_five_classes_is_omitted() -> None:
-    found = accuracy_statistics.headline_measures(LOGITS[:, :5], LABELS % 5)
+    found = accuracy_and_calibration.headline_measures(LOGITS[:, :5], LABELS % 5)
     assert (found["top5"], found["top5_interval"]) == (None, None)
 
 
 def test_classes_are_counted() -> None:
     logits = np.eye(4)[[0, 0, 1, 2, 2]]
     labels = np.array([0, 0, 0, 2, 1])
-    rows = accuracy_statistics.per_class(logits, labels, ("a", "b", "c", "d"))
+    rows = accuracy_and_calibration.per_class(logits, labels, ("a", "b", "c", "d"))
     assert [(row["name"], row["n"], row["accuracy"]) for row in rows] == [
         ("a", 3, 2 / 3), ("b", 1, 0.0), ("c", 1, 1.0), ("d", 0, None),
     ]  # fmt: skip
@@ -58,10 +58,10 @@ def test_divergence_is_teacher_s_from_student() -> None:
     ]
     # Logits are known up to a constant each.
     student_logits = np.log(student) + np.array([[3.0], [-1.0]])
-    found = accuracy_statistics.compare_with_teacher(student_logits, np.log(teacher))
+    found = accuracy_and_calibration.compare_with_teacher(student_logits, np.log(teacher))
     assert found["teacher_kl"] == pytest.approx(np.mean(by_hand), rel=1e-6)
     assert found["teacher_agreement"] == 0.5  # on the second image alone
-    same = accuracy_statistics.compare_with_teacher(LOGITS, LOGITS + 1)
+    same = accuracy_and_calibration.compare_with_teacher(LOGITS, LOGITS + 1)
     assert same == pytest.approx({"teacher_agreement": 1.0, "teacher_kl": 0.0}, abs=1e-6)
 
 
@@ -70,13 +70,13 @@ def test_mcnemar_counts_images_only_one_gets_right() -> None:
     right, wrong = [1.0, 0.0], [0.0, 1.0]
     a = np.array([right] * 30 + [wrong] * 10)
     b = np.array([right] * 18 + [wrong] * 19 + [right] * 3)
-    found = accuracy_statistics.compare_networks(a, b, labels)
+    found = accuracy_and_calibration.compare_networks(a, b, labels)
     assert found == {
         "only_a": 12, "only_b": 3, "both": 18, "p": statistics.mcnemar(12, 3), "better": "a",
     }  # fmt: skip
     assert found["p"] < 0.05
-    assert accuracy_statistics.compare_networks(b, a, labels)["better"] == "b"
-    assert accuracy_statistics.compare_networks(a, a, labels) == {
+    assert accuracy_and_calibration.compare_networks(b, a, labels)["better"] == "b"
+    assert accuracy_and_calibration.compare_networks(a, a, labels) == {
         "only_a": 0, "only_b": 0, "both": 30, "p": 1.0, "better": None,
     }  # fmt: skip
 
@@ -91,6 +91,6 @@ def drawn(n: int, scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_calibration_lowers_nll_and_ece() -> None:
     logits, labels = drawn(4000, 3.0, seed=1)
-    found = accuracy_statistics.calibrate(drawn(4000, 3.0), logits, labels)
+    found = accuracy_and_calibration.calibrate(drawn(4000, 3.0), logits, labels)
     assert found["nll_calibrated"] < nll(logits, labels).mean() - 0.3
     assert found["ece_calibrated"] < 0.03

@@ -16,8 +16,8 @@ from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run
 from distill.runs.run_folder import Role, RunFolder
 from networks import by_name, own_code
-from networks.known_networks import is_own
-from students import whiten
+from networks.network_catalogue import is_own
+from students import whitened_stem
 from students.design import Design
 from students.resnet import ResNet
 
@@ -98,8 +98,8 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
     without communication. A resumed run reads the filters from its checkpoint instead.
     """
     if isinstance(net, ResNet) and net.design.stem_init == "whiten":
-        pixels = torch.from_numpy(images.images[: whiten.N_IMAGES])
-        whiten.whiten(net.stem_conv, pixels, net.normalize.std)
+        pixels = torch.from_numpy(images.images[: whitened_stem.N_IMAGES])
+        whitened_stem.whiten(net.stem_conv, pixels, net.normalize.std)
 
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:

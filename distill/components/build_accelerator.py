@@ -10,8 +10,8 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
+from distill.components.check_processes import explain_launcher_variables
 from distill.components.cpu_malloc import keep_freed_memory
-from distill.components.launched_processes import explain_launcher_variables
 from distill.recipe.recipes import Recipe
 
 # Other processes wait this long for one that does not respond; they notice one that ends at once.

@@ -8,7 +8,7 @@ import torch
 
 from distill.events import Epoch, Estimate, Step
 from distill.training import loop
-from distill.training.estimate import FirstSteps, time_range
+from distill.training.estimate_duration import FirstSteps, time_range
 from tests.make_runs import train as trained
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_long_steps_are_timed_one_by_one(monkeypatch) -> None:
 def test_short_steps_are_timed_in_blocks_of_second(monkeypatch) -> None:
     clock, first, waits = Clock(monkeypatch), FirstSteps(), []
     monkeypatch.setattr(
-        "distill.training.estimate.synchronize", lambda device: waits.append(clock.now)
+        "distill.training.estimate_duration.synchronize", lambda device: waits.append(clock.now)
     )
     first.restart()
     steps = 0

@@ -10,9 +10,9 @@ import pytest
 
 from distill.data.sources import images_to_predict
 from distill.errors import UserError
-from distill.files import arrays
-from distill.files.arrays import InvalidArray, open_npz, read_npy
-from distill.runs import saved_predictions
+from distill.files import untrusted_arrays
+from distill.files.untrusted_arrays import InvalidArray, open_npz, read_npy
+from distill.runs import read_predictions
 from tests.files.test_tar_archives import little_memory
 
 MB = 1 << 20
@@ -107,7 +107,7 @@ def bomb(path: Path, name: str, n_bytes: int) -> Path:
 
 
 def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
+    monkeypatch.setattr(untrusted_arrays, "LARGEST", 32 * MB)
     path = bomb(tmp_path / "a.npz", "data", 64 * MB)
     assert path.stat().st_size < MB
     with little_memory(), pytest.raises(UserError, match="unpacks to 67,108,992 bytes"):
@@ -118,17 +118,17 @@ def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         archive.writestr("labels.npy", npy(np.zeros(2, np.int64)))
     with little_memory():
         assert len(images_to_predict.load(path).ids) == 2
-        predictions = saved_predictions.read_if_present(path)
+        predictions = read_predictions.read_if_present(path)
     assert predictions is not None and predictions.logits.shape == (2, 3)
 
 
 def test_a_bomb_among_predictions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrays, "LARGEST", 32 * MB)
+    monkeypatch.setattr(untrusted_arrays, "LARGEST", 32 * MB)
     path = bomb(tmp_path / "evaluation.npz", "logits", 64 * MB)
     with little_memory(), pytest.raises(UserError, match="cannot be read as predictions: .*unpack"):
-        saved_predictions.read_if_present(path)
+        read_predictions.read_if_present(path)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def test_a_pickle_larger_than_the_bound(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_type_of_an_array_is_plain() -> None:
     with pytest.raises(InvalidArray, match="only plain numbers and text"):
-        arrays.plain_dtype("V8")
+        untrusted_arrays.plain_dtype("V8")
 
 
 def test_members_are_bounded_in_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "LARGEST", 5 * MB)
+    monkeypatch.setattr(untrusted_arrays, "LARGEST", 5 * MB)
     zeros = npy(np.zeros(2 * MB, np.uint8))
     zipped(tmp_path / "a.npz", a=zeros, b=zeros, c=zeros)
     with open_npz(tmp_path / "a.npz") as found:

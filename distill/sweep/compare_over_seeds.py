@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import About, ResolvedRecipe
-from distill.runs import check_same_run, run_folder, saved_predictions
+from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.run_folder import Role, RunFolder
 from distill.statistics import mean_and_interval, paired_difference
 
@@ -164,5 +164,5 @@ def _check_no_copies(planned: Sequence[SeedRun]) -> None:
 
 def _top1(run: RunFolder) -> float:
     """Return the accuracy on the test split. Raises UserError if the predictions have another."""
-    saved_predictions.read_run(run)
+    read_predictions.read_run(run)
     return float(run.result()["metrics"][measure_name("top1", "test")])

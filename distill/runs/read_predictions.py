@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.files import run_json
-from distill.files.arrays import LARGEST, open_npz
+from distill.files import run_json_schemas
+from distill.files.untrusted_arrays import LARGEST, open_npz
 from distill.format import percent
 from distill.metrics import Array, is_correct, measures
 from distill.runs.run_folder import RunFolder
@@ -177,7 +177,7 @@ def _check_measures(
             shown = [f"{v:.4f}" if name == nll else percent(v) for v in (recorded[name], value)]
             raise ContradictsPredictions(
                 f"{run.result_file} has {name} = {shown[0]}, but the predictions in "
-                f"{run.evaluation.name} have {shown[1]}.\n{run_json.RETRAIN}"
+                f"{run.evaluation.name} have {shown[1]}.\n{run_json_schemas.RETRAIN}"
             )
 
 
@@ -198,6 +198,6 @@ def n_test_images(run: RunFolder) -> int | None:
 def _sha256(path: Path) -> str:
     """Return the sha256 of a file, hex. Raises UserError if it cannot be read."""
     try:
-        return hashlib.sha256(run_json.content_of(path, LARGEST)).hexdigest()
+        return hashlib.sha256(run_json_schemas.content_of(path, LARGEST)).hexdigest()
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault

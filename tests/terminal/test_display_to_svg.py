@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.events import End, Epoch, Event, Start, Step
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json
-from distill.terminal.screenshot import main, svg
+from distill.terminal.display_to_svg import main, svg
 
 START = Start(
     run="runs/x",

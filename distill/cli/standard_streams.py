@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import typer
 
 from distill.errors import RaisedByAll
-from distill.files.safe_text import visible_lines
+from distill.files.escape_text import visible_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,16 +43,16 @@ def is_main() -> bool:
 
 def stderr() -> "Console":
     """Return a console for progress and messages."""
-    from distill.terminal.safe_console import SafeConsole
+    from distill.terminal.literal_console import LiteralConsole
 
-    return SafeConsole(stderr=True)
+    return LiteralConsole(stderr=True)
 
 
 def stdout() -> "Console":
     """Return a console for results."""
-    from distill.terminal.safe_console import SafeConsole
+    from distill.terminal.literal_console import LiteralConsole
 
-    return SafeConsole()
+    return LiteralConsole()
 
 
 def print_facts(values: dict[str, Any], as_json: bool) -> None:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate import Accelerator
 
-from distill.components import launched_processes
-from distill.components.device import evaluation_accelerator
-from distill.components.launched_processes import check_same_inputs, explain_launcher_variables
+from distill.components import check_processes
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.check_processes import check_same_inputs, explain_launcher_variables
 from distill.errors import UserError
 
 LEFT_OVER = [
@@ -41,7 +41,7 @@ def test_lost_process_is_not_launcher_variable(monkeypatch: pytest.MonkeyPatch) 
 
 def of_processes(monkeypatch: pytest.MonkeyPatch, *found: dict[str, str]) -> Accelerator:
     """An accelerator of as many processes, which have these fingerprints."""
-    monkeypatch.setattr(launched_processes, "gather_object", lambda own: [*own, *found[1:]])
+    monkeypatch.setattr(check_processes, "gather_object", lambda own: [*own, *found[1:]])
     return SimpleNamespace(num_processes=len(found))  # type: ignore[return-value]
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from students.design import Design
-from students.normalize import STD
+from students.normalize_images import STD
 from students.resnet import ResNet
-from students.whiten import EPS, N_IMAGES, whiten, whitening_filters
+from students.whitened_stem import EPS, N_IMAGES, whiten, whitening_filters
 
 
 def pictures(n: int = 40) -> torch.Tensor:

@@ -9,15 +9,15 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_network import load_trained, to_device
+from distill.components.check_processes import check_same_inputs
 from distill.components.data_pipeline import split_images
-from distill.components.device import evaluation_accelerator
-from distill.components.launched_processes import check_same_inputs
-from distill.components.network import load_trained, to_device
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UserError
-from distill.evaluation import accuracy_statistics, write_results
+from distill.evaluation import accuracy_and_calibration, write_results
 from distill.evaluation.predict_split import (
     FlipTTA,
     SixViewTTA,
@@ -80,9 +80,11 @@ def evaluate_run(
     other = None if options.against is None else _load_other(run, options, progress)
     return {
         **_description(run),
-        **accuracy_statistics.headline_measures(run.logits, run.labels),
+        **accuracy_and_calibration.headline_measures(run.logits, run.labels),
         **_calibration_and_agreement(run, progress),
-        "per_class": accuracy_statistics.per_class(run.logits, run.labels, run.test.class_names),
+        "per_class": accuracy_and_calibration.per_class(
+            run.logits, run.labels, run.test.class_names
+        ),
         "confusion": confusion(run.logits, run.labels).tolist(),
         **_optional_measures(run, other, options, progress),
     }
@@ -94,10 +96,12 @@ def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> 
     If these are not available, the measures are None and `absent` has the reason.
     """
     parts: dict[tuple[str, ...], Callable[[], dict[str, float]]] = {
-        CALIBRATED: lambda: accuracy_statistics.calibrate(
+        CALIBRATED: lambda: accuracy_and_calibration.calibrate(
             _held_out(run, progress), run.logits, run.labels
         ),
-        TAUGHT: lambda: accuracy_statistics.compare_with_teacher(run.logits, _teacher_logits(run)),
+        TAUGHT: lambda: accuracy_and_calibration.compare_with_teacher(
+            run.logits, _teacher_logits(run)
+        ),
     }
     values: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -118,18 +122,18 @@ def _optional_measures(
     if other is not None:
         values["against"] = {
             **_description(other),
-            **accuracy_statistics.headline_measures(other.logits, run.labels),
-            **accuracy_statistics.compare_networks(run.logits, other.logits, run.labels),
+            **accuracy_and_calibration.headline_measures(other.logits, run.labels),
+            **accuracy_and_calibration.compare_networks(run.logits, other.logits, run.labels),
         }
     if options.mirror:
-        values["mirror"] = accuracy_statistics.headline_measures(
+        values["mirror"] = accuracy_and_calibration.headline_measures(
             *_predict(run, run.test, FlipTTA(run.net))
         )
     if options.six_views:
         predicted = _predict(run, run.test, SixViewTTA(run.net))
         values["test_time_augmentation"] = {
             "views": 6,
-            **accuracy_statistics.headline_measures(*predicted),
+            **accuracy_and_calibration.headline_measures(*predicted),
         }
     if options.latency:
         if run.accelerator.is_main_process:  # the other processes wait, and do not slow it down

@@ -19,7 +19,7 @@ from distill.errors import UserError
 from distill.events import Start, Step
 from distill.recipe import recipes
 from distill.runs.journal import Journal
-from distill.runs.listing import RunListing, list_runs
+from distill.runs.list_runs import RunListing, list_runs
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.statistics import wilson
 from distill.terminal.runs_table import (

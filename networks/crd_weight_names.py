@@ -8,7 +8,7 @@ trained there compute the same logits here.
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-from networks.known_networks import FIXED, RESIDUAL, wide_resnet
+from networks.network_catalogue import FIXED, RESIDUAL, wide_resnet
 
 PARTS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 # MobileNetV2's groups of blocks, by their index there: our stage, and the first block in it.
@@ -28,7 +28,7 @@ PRE_ACTIVATION = {
 def translate(network: str, name: str) -> str | None:
     """Return our name of a weight of a published network; None if there is no such layer.
 
-    `network`: a name of `known_networks.py`; `name`: such as "layer1.0.bn2.running_mean".
+    `network`: a name of `network_catalogue.py`; `name`: such as "layer1.0.bn2.running_mean".
     """
     for pattern, replacement in _rules(network):
         found = re.fullmatch(f"{pattern}\\.{PARTS}", name)
