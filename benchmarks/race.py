@@ -134,7 +134,7 @@ def rescaled(entry: Entry, epochs: int) -> list[str]:
 
 
 def teacher_folder(given: argparse.Namespace) -> Path:
-    """Return the folder of the taught entries' teacher."""
+    """Return the run folder of the teacher of `distilled`."""
     return Path(given.teacher).resolve() if given.teacher else given.out.resolve() / "alone"
 
 

@@ -201,7 +201,7 @@ def called(node: ast.Call) -> str:
         ("distill/runs/trackers.py", "from accelerate import Accelerator", "accelerate.Accel"),
         (
             "distill/export/a.py",
-            "from distill.sweep import recipe_and_control_seeds as paired_seeds",
+            "from distill.sweep import compare_over_seeds as paired_seeds",
             "distill.sweep.compare_over_seeds",
         ),
         ("distill/events.py", "import torch", "distill.events may not import torch"),
@@ -225,7 +225,7 @@ def called(node: ast.Call) -> str:
         ),
         (
             "distill/training/a.py",
-            "from distill.cli import console",
+            "from distill.cli import standard_streams",
             "distill.cli.standard_streams",
         ),
         ("distill/utils.py", "", "distill.utils is in no layer"),

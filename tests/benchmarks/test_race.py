@@ -22,7 +22,7 @@ def test_every_entry_resolves_under_its_overrides() -> None:
             assert recipes.has_teacher(recipe) == entry.is_taught
 
 
-def test_lengths_in_epochs_keep_their_share_of_the_training() -> None:
+def test_lengths_in_epochs_are_scaled() -> None:
     scaled = race.rescaled(race.ENTRIES["distilled"], 10)  # the recipe: 4 and 1 of 20 epochs
     assert scaled == ["optim.warmup_epochs=2", "ema.half_life=0.5"]
 
