@@ -37,6 +37,7 @@ from distill.recipe import recipes
 from distill.recipe.loss_schema import Losses
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import write_text
+from distill.teacher.linear_classifier import class_weights
 from distill.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,11 @@ def counted(name: str) -> Count:
         teacher = FeatureExtractor(*_with_taps(recipe, "teacher"))
         student_shapes, teacher_shapes = tap_shapes(student, SIDE), tap_shapes(teacher, SIDE)
         objective = build_objective(
-            recipe, student_shapes=student_shapes, teacher_shapes=teacher_shapes, labels=LABELS
+            recipe,
+            student_shapes=student_shapes,
+            teacher_shapes=teacher_shapes,
+            teacher_class_weights=class_weights(teacher.net),
+            labels=LABELS,
         )
     term = objective.terms[name].loss
     module = term if isinstance(term, nn.Module) else nn.Module()

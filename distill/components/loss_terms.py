@@ -33,6 +33,7 @@ from distill.losses.soft_mix import SoftMix
 from distill.losses.sp import SP
 from distill.losses.ttm import TTM
 from distill.losses.vid import VID
+from distill.losses.wkd import WKD
 from distill.models.features import listed, tap_points
 from distill.recipe.loss_schema import Term, arguments, taps
 from distill.recipe.recipes import Recipe
@@ -48,6 +49,7 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {
     "ctkd": CTKD,
     "mlkd": MLKD,
     "ttm": TTM,
+    "wkd": WKD,
     "soft_mix": SoftMix,
     "fitnet": FitNet,
     "at": AT,
@@ -71,7 +73,8 @@ def build_objective(recipe: Recipe, **facts: Any) -> Objective:
 
     A loss is constructed from its recipe keys. `facts` are further arguments, which a loss gets if
     its constructor accepts them: `student_shapes` and `teacher_shapes`, the shapes of the feature
-    maps by name, and `labels` [N] of the training images. Raises UnsuitableRecipe if a loss cannot
+    maps by name; `teacher_class_weights`, the rows [C, D] of the teacher's linear classifier or
+    None; and `labels` [N] of the training images. Raises UnsuitableRecipe if a loss cannot
     be used with these images or maps.
     """
     return Objective(

@@ -147,6 +147,18 @@ class Ttm(Term):
     weighted: bool = False
 
 
+class Wkd(Term):
+    """WKD-L, a Wasserstein distance between logits, arXiv 2412.08139."""
+
+    needs: ClassVar = ONE_LABEL
+    gamma: NotNegative = 800.0
+    temperature: Temperature = 8.0
+    entropy: Annotated[float, Field(ge=0.001, le=1000)] = 0.05
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 10
+    sharpness: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    decay_from: Share = 0.625  # epoch 150 of 240
+
+
 class SoftMix(Term):
     """KD with the teacher's logits of two images, mixed in the same proportion as the images."""
 
@@ -303,6 +315,7 @@ class Losses(Table):
     ctkd: Ctkd | None = None
     mlkd: Mlkd | None = None
     ttm: Ttm | None = None
+    wkd: Wkd | None = None
     soft_mix: SoftMix | None = None
     fitnet: FitNet | None = None
     at: At | None = None

@@ -38,7 +38,7 @@ from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
 from distill.teacher.build_teacher import build_live_teacher, build_teacher
-from distill.teacher.reused_classifier import reuse_classifier
+from distill.teacher.linear_classifier import class_weights, reuse_classifier
 from distill.teacher.teacher import (
     FrozenTeacher,
     LiveTeacher,
@@ -149,7 +149,7 @@ def build_state(
     extractor = FeatureExtractor(model, required_taps(recipe, "student", model))
     online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
     check_sides(recipe, model, online, accel)
-    loss = _build_loss(recipe, extractor, online, split.train, loader.size, accel)
+    loss = _build_loss(recipe, extractor, frozen, online, split.train, loader.size, accel)
     optimizer = optim.optimizer(
         nn.ModuleList([model, loss]),
         **recipe.optim.model_dump(include=OPTIMIZER_KEYS),
@@ -206,6 +206,7 @@ def _build_model(
 def _build_loss(
     recipe: Recipe,
     student: FeatureExtractor,
+    frozen: FrozenTeacher | None,
     online: LiveTeacher | OneTeacherPerView | None,
     images: ImageSet,
     size: int,
@@ -221,6 +222,7 @@ def _build_loss(
         recipe,
         student_shapes=tap_shapes(student, size),
         teacher_shapes=teacher_shapes,
+        teacher_class_weights=None if frozen is None else class_weights(frozen.net),
         labels=torch.from_numpy(images.labels),
     )
     return convert_sync_bn(loss, recipe, accel).to(accel.device)
