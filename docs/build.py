@@ -44,6 +44,10 @@ NOT_YET = "not yet run"
 # summary of their content.
 GROUPED = {
     "distill/cli": (r".*_commands?", "one file per group of commands"),
+    "distill/export": (
+        r"huggingface|onnx_\w+|predictions_csv|project1|torch_export",
+        "one file per export format",
+    ),
     "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (

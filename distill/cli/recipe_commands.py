@@ -18,6 +18,7 @@ from distill.cli.options import (
     RulesOption,
     SetOption,
     StagesOption,
+    complete_recipe,
     numbers,
 )
 from distill.cli.standard_streams import echo, echo_json, print_facts, stdout
@@ -137,7 +138,9 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME|A+B|FILE", help="Print this recipe, resolved, with each value's origin."
+            metavar="NAME|A+B|FILE",
+            help="Print this recipe, resolved, with each value's origin.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     set_: SetOption = [],
