@@ -55,5 +55,5 @@ lint: $(STAMP)  ## ruff (rules and format) and mypy
 bench: $(STAMP)  ## where the time of one step goes, stage by stage
 	$(BIN)/python -m benchmarks.stages
 
-docs: $(STAMP)  ## the recipe table of the README; with RUN=a finished run also its picture
+docs: $(STAMP)  ## the generated parts of the documents, the schema of recipes; with RUN=a finished run also its picture
 	$(BIN)/python -m docs.build $(if $(RUN),--run $(RUN))

@@ -5,6 +5,7 @@ was wrong; 130 interrupted; 143 terminated.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -38,14 +39,32 @@ from distill.cli.standard_streams import (
 from distill.cli.train_commands import resolve, train
 from distill.errors import Failure, UserError
 
+VERSION = "0.1.0"
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help=__doc__.split("\n\n")[0] if __doc__ else None,
 )
 app.add_typer(data_command.app, name="data")
 app.add_typer(cache_command.app, name="cache")
+
+
+def print_version(is_requested: bool) -> None:
+    """Print the version and end the command, if `--version` is given."""
+    if is_requested:
+        typer.echo(f"understudy {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Declare the options that come before the name of a command."""
 
 
 @app.command()

@@ -4,15 +4,28 @@ A function that accepts None returns `UNKNOWN`, an en dash, for it.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from distill.files.escape_text import visible
 
 UNKNOWN = "–"
+SCRIPT = "understudy"  # the command that pip installs
 DAY_S = 86_400
 UNITS = (("s", 1), ("min", 60), ("h", 3_600), ("days", DAY_S))
 SMALLEST_P = 1e-4  # more decimals would be false precision
 MOST_NAMES = 10  # listed in a message
+
+
+def as_typed(text: str) -> str:
+    """Return a message with its commands as they are typed in this installation.
+
+    Messages contain `python cli.py …`. If the program was started as the installed command
+    `understudy`, that name is put in its place.
+    """
+    is_installed = Path(sys.argv[0]).stem == SCRIPT
+    return text.replace("python cli.py", SCRIPT) if is_installed else text
 
 
 def grouped(number: int | None) -> str:

@@ -1,10 +1,11 @@
-"""Generate parts of the documents: the README's recipes and picture, the lists of modules and of
-networks.
+"""Generate parts of the documents: the README's recipes and picture, the lists of modules, of
+networks and of the keys of a recipe; and the JSON schema of recipes.
 
     python -m docs.build              update the README's table of recipes, from their [about]
                                       tables, the list of modules in docs/architecture.md, from
-                                      the first lines of their docstrings, and the table of networks
-                                      in docs/networks.md
+                                      the first lines of their docstrings, the table of networks
+                                      in docs/networks.md, the keys of a recipe in docs/recipes.md,
+                                      and recipes/recipe.schema.json
     python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
     python -m docs.build --check      write nothing; exit 1 if one of them is stale
 
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe import network_cost, recipes
+from distill.recipe import network_cost, recipe_json_schema, recipes
 from distill.recipe.recipes import About
 from distill.recipe.schema import Student
 from distill.runs.run_folder import open_run, write_text
 from distill.terminal import display_to_svg
+from docs.recipe_keys import key_tables
 from networks import network_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,10 @@ NOT_YET = "not yet run"
 # summary of their content.
 GROUPED = {
     "distill/cli": (r".*_commands?", "one file per group of commands"),
+    "distill/export": (
+        r"huggingface|onnx_\w+|predictions_csv|project1|torch_export",
+        "one file per export format",
+    ),
     "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (
@@ -146,6 +152,8 @@ class Section:
 RECIPES = Section(README, "recipes", recipe_table)
 MODULES = Section(ARCHITECTURE, "modules", module_list)
 NETWORKS = Section(ROOT / "docs" / "networks.md", "networks", network_table)
+KEYS = Section(ROOT / "docs" / "recipes.md", "keys", key_tables)
+SCHEMA = ROOT / recipe_json_schema.FILE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -156,8 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     given = parser.parse_args(arguments)
     try:
-        for section in (RECIPES, MODULES, NETWORKS):
+        for section in (RECIPES, MODULES, NETWORKS, KEYS):
             _build(section, only_check=given.check)
+        _write(SCHEMA, recipe_json_schema.text(), "the schema", only_check=given.check)
         if given.run is not None and not given.check:
             display_to_svg.svg(open_run(given.run).journal, PICTURE)
     except UserError as fault:
@@ -167,11 +176,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _build(section: Section, only_check: bool) -> None:
     document = section.document
     written = document.read_text() if document.exists() else ""
-    wanted = section.rebuilt(written)
-    if written == wanted:
+    _write(document, section.rebuilt(written), f"its {section.name}", only_check)
+
+
+def _write(document: Path, wanted: str, part: str, only_check: bool) -> None:
+    """Write a document if its text changed; if `only_check`, exit with 1 and name the `part`."""
+    if document.exists() and document.read_text() == wanted:
         return
     if only_check:
-        sys.exit(f"{document.name} is stale: its {section.name}. Type: python -m docs.build")
+        sys.exit(f"{document.name} is stale: {part}. Type: python -m docs.build")
     write_text(document, wanted)
 
 

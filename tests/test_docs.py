@@ -12,11 +12,12 @@ import typer
 
 import cli
 from distill.events import End, Epoch, Start
-from distill.recipe import recipes, validation
-from distill.recipe.loss_schema import Losses
+from distill.recipe import recipe_json_schema, recipes, validation
+from distill.recipe.schema import Student
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json
 from docs import build
+from docs.recipe_keys import key_tables
 
 REPO = Path(__file__).parents[1]
 OURS = ("cli.py", "distill", "networks", "students", "teachers")
@@ -27,9 +28,12 @@ BEGIN, END = build.RECIPES.begin, build.RECIPES.end
 
 
 def test_generated_sections_are_up_to_date() -> None:
-    for section in (build.RECIPES, build.MODULES):
+    for section in (build.RECIPES, build.MODULES, build.NETWORKS, build.KEYS):
         written = section.document.read_text()
         assert section.rebuilt(written) == written, "stale; type: python -m docs.build"
+    assert build.SCHEMA.read_text() == recipe_json_schema.text(), (
+        "stale; type: python -m docs.build"
+    )
 
 
 def test_each_recipe_has_a_row_with_its_facts() -> None:
@@ -189,20 +193,42 @@ def commands(command: object, name: str) -> list[tuple[str, set[str]]]:
     return [(name, {o for p in command.params for o in p.opts if o.startswith("--")})]
 
 
-def test_the_keys_of_a_recipe_are_those_described() -> None:
-    documented = {
-        f"{table}.{key}"
-        for name, cell in rows("Recipes")
-        for table in tables(name.strip("`"))
-        for key in quoted(cell)
+def test_every_key_of_a_recipe_has_a_sentence() -> None:
+    for key, field in validation.keys().items():
+        table = validation.table_of(field)
+        text = " ".join(((field.description if table is None else table.__doc__) or "").split())
+        assert re.fullmatch(r"[A-Z0-9].{8,}[.…]", text), f"{key}: {text!r}"
+
+
+def test_key_tables_have_type_range_and_default() -> None:
+    sections = dict(re.findall(r"^### (.+?)\n(.*?)(?=^### |\Z)", key_tables(), re.M | re.S))
+    rows_of = {
+        heading: {row.split("`")[1] for row in text.splitlines() if row.startswith("| `")}
+        for heading, text in sections.items()
     }
-    known = validation.keys()
-    assert documented == {key for key in known if not any(k.startswith(f"{key}.") for k in known)}
+    assert rows_of["`[loss.dist]`"] == {"beta", "gamma", "temperature"}
+    assert rows_of["Every term of `[loss]`"] == {
+        "weight", "when.begin", "when.end", "when.warmup", "when.fade_to",
+    }  # fmt: skip
+    assert rows_of["`[teacher]`"] == {
+        "network", "depth", "widen", "dropout", "runs", "draw", "mirror", "weights",
+    }  # fmt: skip
+    assert rows_of["`[student]`"] == set(Student.model_fields)
+    assert "| `lr` | a number (above 0, at most 1e+30) | `0.1` |" in sections["`[optim]`"]
+    assert (
+        "| `weight` | a number (at least 0, at most 1_000_000_000) | `0.9` |"
+        in (sections["`[loss.kd]`"])
+    )
+    assert "Off if the table is absent." in sections["`[ema]`"]
 
 
-def tables(name: str) -> list[str]:
-    """Return the tables; `loss.*` is one per term."""
-    return [f"loss.{term}" for term in Losses.model_fields] if name == "loss.*" else [name]
+def test_key_tables_contain_every_key() -> None:
+    text = key_tables()
+    for key, field in validation.keys().items():
+        name = key.rpartition(".")[2]
+        is_table = validation.table_of(field) is not None and name not in ("when", "args")
+        row = f"| `when.{name}` |" if ".when." in key else f"| `{name}` |"
+        assert (f"### `[{key}]`" if is_table else row) in text or name == "when", key
 
 
 def test_the_libraries_are_those_declared_and_used() -> None:

@@ -8,8 +8,24 @@ import typer
 
 from distill.errors import UserError
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the shipped recipes that complete the last name of `a+b+c`, for the shell."""
+    from distill.recipe.compose import shipped_paths
+
+    before, plus, last = incomplete.rpartition("+")
+    names = [path.stem for path in shipped_paths()]
+    return [f"{before}{plus}{name}" for name in names if name.startswith(last)]
+
+
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", "-r", help="A recipe's name, a path ending in .toml, or a+b+c.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="A recipe's name, a path ending in .toml, or a+b+c.",
+        autocompletion=complete_recipe,
+    ),
 ]
 SetOption = Annotated[
     list[str],

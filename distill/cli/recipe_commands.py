@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +18,15 @@ from distill.cli.options import (
     RulesOption,
     SetOption,
     StagesOption,
+    complete_recipe,
     numbers,
 )
 from distill.cli.standard_streams import echo, echo_json, print_facts, stdout
 from distill.errors import Failure, UserError
 from distill.format import counted
+
+if TYPE_CHECKING:
+    from distill.recipe.recipes import ResolvedRecipe
 
 
 def params(
@@ -134,7 +138,9 @@ def recipes(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME|A+B|FILE", help="Print this recipe, resolved, with each value's origin."
+            metavar="NAME|A+B|FILE",
+            help="Print this recipe, resolved, with each value's origin.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     set_: SetOption = [],
@@ -153,16 +159,25 @@ def recipes(
             show_default=False,
         ),
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the list, or the resolved recipe, as JSON.")
+    ] = False,
 ) -> None:
     """List the recipes, print one with its resolved values, check one, or compare two."""
-    from distill.recipe import recipes
-    from distill.terminal.recipe_and_cache_tables import recipe_origins, recipe_table
+    from distill.recipe import recipe_json_schema, recipes
 
-    if sum(value is not None for value in (name, check, diff)) > 1:
+    if sum(value is not None for value in (name, check, diff, schema or None)) > 1:
         raise UserError(
-            "a recipe to print, --check and --diff exclude each other; give one of them"
+            "a recipe to print, --check, --diff and --schema exclude each other; give one of them"
         )
-    if check is not None:
+    if as_json and (check is not None or diff is not None or schema):
+        raise UserError("--json prints the list or one recipe: type recipes NAME --json")
+    if schema:
+        typer.echo(recipe_json_schema.text(), nl=False)
+    elif check is not None:
         echo(recipes.check_report(check, set_))
     elif diff is not None:
         a, b = (recipes.load(spec, set_) for spec in diff)
@@ -171,12 +186,35 @@ def recipes(
             or f"{a.name} and {b.name} are the same"
         )
     elif name is None:
-        stdout().print(recipe_table(recipes.shipped()))
+        _print_list(as_json)
     else:
-        resolved = recipes.load(name, set_)
+        _print_recipe(recipes.load(name, set_), as_json)
+
+
+def _print_list(as_json: bool) -> None:
+    """Print the shipped recipes as a table, or as a JSON list of names, paths and [about]."""
+    from distill.recipe import recipes
+    from distill.terminal.recipe_and_cache_tables import recipe_table
+
+    shipped = recipes.shipped()
+    if as_json:
+        keys = ("name", "path", "about")
+        rows = [(name, str(path), about.model_dump()) for name, path, about in shipped]
+        echo_json([dict(zip(keys, row, strict=True)) for row in rows])
+    else:
+        stdout().print(recipe_table(shipped))
+
+
+def _print_recipe(resolved: "ResolvedRecipe", as_json: bool) -> None:
+    """Print a resolved recipe as TOML with origins, or as JSON; its notes go to stderr."""
+    from distill.terminal.recipe_and_cache_tables import recipe_origins
+
+    if as_json:
+        echo_json(resolved.recipe.model_dump(mode="json", exclude_none=True))
+    else:
         stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
-        for note in (*resolved.replaced.values(), *resolved.idle):
-            echo(f"note: {note}", err=True)
+    for note in (*resolved.replaced.values(), *resolved.idle):
+        echo(f"note: {note}", err=True)
 
 
 def _show_designs(

@@ -14,6 +14,7 @@ import typer
 
 from distill.errors import RaisedByAll
 from distill.files.escape_text import visible_lines
+from distill.format import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +68,7 @@ def print_facts(values: dict[str, Any], as_json: bool) -> None:
 
 def echo(text: object, err: bool = False) -> None:
     """Print plain lines; unsafe characters in names and paths are escaped."""
-    typer.echo(visible_lines(str(text)), err=err)
+    typer.echo(visible_lines(as_typed(str(text))), err=err)
 
 
 def escape_unencodable() -> None:
@@ -141,7 +142,7 @@ def print_from_any_process(text: str) -> None:
     writable.
     """
     with suppress(OSError):
-        print(visible_lines(text), file=sys.__stderr__, flush=True)
+        print(visible_lines(as_typed(text)), file=sys.__stderr__, flush=True)
 
 
 def print_failure(text: object) -> None:

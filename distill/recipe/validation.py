@@ -58,7 +58,7 @@ def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, 
             del _value_at(values, path)[last]
         else:
             broken.add(path[0] if path else last)
-    tables = {name: _table(field) for name, field in Recipe.model_fields.items()}
+    tables = {name: table_of(field) for name, field in Recipe.model_fields.items()}
     return {
         name: table.model_validate(values[name])
         for name, table in tables.items()
@@ -87,7 +87,9 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
             key = ".".join(map(str, detail["loc"]))
             yield Fault(key, detail["input"], f"is not a key{did_you_mean(_nearest_key(key))}")
         else:
-            kinds.setdefault(_known_key(detail["loc"]), set()).add(detail["type"])
+            key = _known_key(detail["loc"])
+            is_element = detail["type"] == "missing" and key != ".".join(map(str, detail["loc"]))
+            kinds.setdefault(key, set()).add("too_short" if is_element else detail["type"])
     for key, types_of_key in kinds.items():
         if "missing" in types_of_key:
             yield Fault(key, None, f"is missing; allowed: {allowed_text(key)}")
@@ -160,7 +162,7 @@ def keys() -> dict[str, FieldInfo]:
 def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in table.model_fields.items():
         yield prefix + name, field
-        inner = _table(field)
+        inner = table_of(field)
         if inner is not None:
             yield from _keys(inner, f"{prefix}{name}.")
 
@@ -168,14 +170,14 @@ def _keys(table: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
 @cache
 def switches() -> frozenset[str]:
     """Return the dotted keys of optional tables, which `KEY = false` removes."""
-    return frozenset(k for k, field in keys().items() if _table(field) and _may_be_absent(field))
+    return frozenset(k for k, field in keys().items() if table_of(field) and _may_be_absent(field))
 
 
 def _always_there() -> list[str]:
     return [name for name, field in Recipe.model_fields.items() if not _may_be_absent(field)]
 
 
-def _table(field: FieldInfo) -> type[BaseModel] | None:
+def table_of(field: FieldInfo) -> type[BaseModel] | None:
     """Return the model of a field that is a table, optional or not; otherwise None."""
     for kind in get_args(field.annotation) or (field.annotation,):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -189,7 +191,7 @@ def _may_be_absent(field: FieldInfo) -> bool:
 
 def allowed_text(key: str) -> str:
     """Describe the allowed values of a key: `a number (at least 0, below 1)`."""
-    if _table(keys()[key]) is not None:
+    if table_of(keys()[key]) is not None:
         return (
             "a table ({} for its defaults), or false for none" if key in switches() else "a table"
         )
@@ -224,13 +226,19 @@ def schema_text(schema: Values) -> str:
         return "[" + ", ".join(map(schema_text, schema["prefixItems"])) + "]"
     if schema["type"] == "array":
         element = schema["items"] if "items" in schema else schema["prefixItems"][0]
-        least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
-        number = f" of {schema['maxItems']}" if "maxItems" in schema else least
-        return f"a list{number}, each {schema_text(element)}"
+        return f"a list{_number_of_items(schema)}, each {schema_text(element)}"
     bounds = [
         f"{text} {_bound(schema[bound])}" for bound, text in BOUNDS.items() if bound in schema
     ]
     return TYPES.get(schema["type"], "text") + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def _number_of_items(schema: Values) -> str:
+    """Describe how many elements a list may have: ` of 2`, ` of at least 1`, or empty for any."""
+    least, most = schema.get("minItems", 0), schema.get("maxItems")
+    if most is not None:
+        return f" of {most}" if least == most else f" of at most {most}"
+    return f" of at least {least}" if least else ""
 
 
 def _differ(schemas: Sequence[Values]) -> bool:

@@ -8,7 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.files.escape_text import visible
-from distill.format import UNKNOWN, counted, grouped, interval_text, nats, p_equation, percent
+from distill.format import (
+    UNKNOWN,
+    as_typed,
+    counted,
+    grouped,
+    interval_text,
+    nats,
+    p_equation,
+    percent,
+)
 from distill.terminal.progress import label_line
 from distill.terminal.table_style import blank_table
 
@@ -137,7 +146,7 @@ def mcnemar_text(run: str, other: Figures) -> str:
     better = run if other["better"] == "a" else other["run"]
     return (
         f"On images like these the network of {better} is correct more often: {p}.\n"
-        "One run of each does not compare the recipes: type python cli.py seeds."
+        f"One run of each does not compare the recipes: type {as_typed('python cli.py seeds')}."
     )
 
 

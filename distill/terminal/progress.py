@@ -32,7 +32,16 @@ from distill.events import (
     total_steps,
 )
 from distill.files.escape_text import visible
-from distill.format import DAY_S, UNKNOWN, counted, duration, grouped, percent, time_with_range
+from distill.format import (
+    DAY_S,
+    UNKNOWN,
+    as_typed,
+    counted,
+    duration,
+    grouped,
+    percent,
+    time_with_range,
+)
 from distill.runs.teacher_student_summary import ClosingRow
 from distill.terminal.table_style import GAP, blank_table
 
@@ -233,7 +242,7 @@ def head_lines(start: Start) -> Iterator[Text]:
     if start.first_step:
         yield label_line("resumed", f"at step {start.first_step:,}")
     for note in start.notes:
-        yield Text(f"note: {note}", "yellow")
+        yield Text(f"note: {as_typed(note)}", "yellow")
 
 
 def label_line(label: str, text: str) -> Text:

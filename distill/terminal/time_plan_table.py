@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.format import UNKNOWN, counted, grouped, rounded_time, time_with_range
+from distill.format import UNKNOWN, as_typed, counted, grouped, rounded_time, time_with_range
 from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
@@ -68,7 +68,7 @@ def _recipes_that_fit(rows: Sequence[Row]) -> Table:
 
 def _commands(best: Row) -> list[Text]:
     heading = Text(f"For {best['recipe']}, type:", "bold")
-    return [Text(), heading, *(Text(f"  {command}") for command in best["commands"])]
+    return [Text(), heading, *(Text(f"  {as_typed(command)}") for command in best["commands"])]
 
 
 def _slower_recipes(rows: Sequence[Row]) -> Table:

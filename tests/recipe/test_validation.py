@@ -87,6 +87,16 @@ def test_five_faults_at_once_are_five_lines() -> None:
             "(at least 1, at most 1000) or a list, each a whole number (at least 0, at most 1000)",
         ),
         (
+            "augment.erase={area=[0.1]}",
+            "augment.erase.area = [0.1] (--set) is out of range; allowed: a list of 2, each a "
+            "number (above 0, at most 1)",
+        ),
+        (
+            "optim.milestones=[0]",
+            "optim.milestones = [0] (--set) is out of range; allowed: a list of at most 1000, each "
+            "a whole number (at least 1, at most 1_000_000)",
+        ),
+        (
             "student.pool=glob",
             'student.pool = "glob" (--set) is unknown; allowed: "global" or a whole number '
             '(at least 1, at most 1000); did you mean "global"?',
