@@ -7,7 +7,7 @@ import torch
 
 from distill.runs.run_folder import RunFolder
 from tests.cli.command_line import RunCli
-from tests.networks.published import published
+from tests.networks.published_networks import published
 
 GIVEN = ["--data", "synthetic", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
 

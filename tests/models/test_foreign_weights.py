@@ -14,7 +14,7 @@ from distill.errors import UserError
 from distill.models import foreign_weights
 from networks import by_name, crd_weight_names
 from students.normalize_images import Normalize
-from tests.networks.published import NETWORKS, published
+from tests.networks.published_networks import NETWORKS, published
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -1,0 +1,481 @@
+"""Train a cell of the CRD paper's table on CIFAR-100, and compare it with what was published.
+
+    python -m benchmarks.published --cell TEACHER/STUDENT/METHOD [--seeds N | S S…] [--epochs N]
+                                   [--data PATH] [--teacher RUN] [--workers N] [--out DIR]
+                                   [--set KEY=VALUE…] [--dry-run]
+    python -m benchmarks.published --table
+
+For `--cell resnet56/resnet20/kd` trains the teacher (or takes RUN, such as an imported one), and
+for each seed the student with the method and the control, the student with the labels alone, by
+`python cli.py train-teacher` and `distill` with the recipes `crd_cifar100_teacher` and
+`crd_cifar100`, into runs/published. One number N means the seeds 0 to N - 1, several are the seeds.
+Each sets `train.seed` and `data.seed`. Cells in one folder share teachers and controls. A finished
+run is not repeated and an interrupted one is resumed. `--workers` runs are trained at a time, with
+one thread each. `--dry-run` checks the recipes and prints the commands.
+
+`--epochs` shortens the training: the milestones keep their share of it, rounded to whole epochs
+(`published_cells.length`), and the result is no reproduction, nor is it with other images than
+CIFAR-100's or with --set. The teacher's logits are not cached: every seed draws other images, so
+that no run of a cell could read those of another, and cached logits are rounded to float16.
+
+After each finished run writes `results/published/TEACHER_STUDENT_METHOD.json`, with the number of
+epochs in the name unless it is 240: the accuracies of the last epoch, which are the result, with
+the difference to the control, seed by seed; and the best epoch's on the test split, as others
+report it, measured afterwards from the saved epochs. No epoch is selected by it. `--table` prints
+all cells of that folder and writes them into its README.md.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import published_cells
+from benchmarks.claim import RESULTS, environment, figures, summary, top1
+from benchmarks.methods import ROOT, train
+from benchmarks.published_cells import Cell
+from benchmarks.published_markdown import markdown
+from distill.errors import UserError
+from distill.evaluation import test_curve
+from distill.events import measure_name
+from distill.format import counted
+from distill.models.epoch_weights import saved_epochs
+from distill.recipe import network_cost, recipes
+from distill.recipe.schema import Teacher
+from distill.runs.run_folder import RunFolder, open_finished, runs_in, write_json, write_text
+
+N_CLASSES, N_TRAIN = 100, 50_000  # of CIFAR-100
+
+
+class Run(NamedTuple):
+    """A training of a cell: what is typed, and where the run is written."""
+
+    command: str  # of cli.py
+    recipe: str
+    settings: tuple[str, ...]  # key=value
+    out: Path
+    teacher: Path | None = None
+    data: str | None = None
+
+    @property
+    def typed(self) -> list[str]:
+        """The whole command."""
+        options = [part for setting in self.settings for part in ("--set", setting)]
+        options += ["--data", self.data] if self.data else []
+        options += ["--teacher", str(self.teacher)] if self.teacher else []
+        arguments = [self.command, "--recipe", self.recipe, *options, "--out", str(self.out)]
+        return [sys.executable, "cli.py", *arguments, "--resume"]
+
+    @property
+    def shown(self) -> str:
+        """The command without paths of this machine."""
+        name = {str(path): path.name for path in (self.out, self.teacher) if path}
+        if self.data:
+            name[self.data] = Path(self.data).name
+        return shlex.join(["python", *(name.get(word, word) for word in self.typed[1:])])
+
+
+class Plan(NamedTuple):
+    """The trainings of a cell. `teacher` is None if a finished run was given."""
+
+    cell: Cell
+    teacher: Run | None
+    teacher_path: Path
+    controls: dict[int, Run]  # by seed
+    students: dict[int, Run]  # by seed
+
+    @property
+    def runs(self) -> list[Run]:
+        """All trainings, the teacher's first."""
+        first = [self.teacher] if self.teacher else []
+        return [*first, *self.controls.values(), *self.students.values()]
+
+
+def plan(cell: Cell, given: argparse.Namespace) -> Plan:
+    """Return the trainings of a cell. Raises UserError, with all faults, if a recipe is invalid."""
+    out, epochs, suffix = given.out.resolve(), given.epochs, suffix_of(given.epochs)
+    data = given.data and (
+        str(Path(given.data).resolve()) if Path(given.data).exists() else given.data
+    )
+
+    def run(
+        command: str, recipe: str, settings: Sequence[str], name: str, teacher: Path | None = None
+    ) -> Run:
+        all_settings = (*settings, *given.overrides)
+        return Run(command, recipe, all_settings, out / (name + suffix), teacher, data)
+
+    teacher = None
+    if given.teacher is None:
+        settings = published_cells.teacher_settings(cell, epochs)
+        recipe = published_cells.TEACHER_RECIPE
+        teacher = run("train-teacher", recipe, settings, f"teacher_{cell.teacher}")
+    path = teacher.out if teacher else Path(given.teacher).resolve()
+    controls, students = {}, {}
+    for seed in given.seeds:
+        seeded = [f"train.seed={seed}", f"data.seed={seed}"]
+        settings = [*published_cells.control_settings(cell, epochs), *seeded]
+        name = f"alone_{cell.student}_seed{seed}"
+        controls[seed] = run("distill", published_cells.STUDENT_RECIPE, settings, name)
+        settings = [*published_cells.student_settings(cell, epochs), *seeded]
+        recipe = published_cells.student_recipe(cell)
+        students[seed] = run("distill", recipe, settings, f"{cell.name}_seed{seed}", path)
+    planned = Plan(cell, teacher, path, controls, students)
+    check(planned)
+    return planned
+
+
+def check(planned: Plan) -> None:
+    """Raise UserError, with all faults, if a recipe is invalid or the teacher another network."""
+    faults = []
+    for run in planned.runs:
+        try:
+            recipes.load(run.recipe, run.settings)
+        except UserError as fault:
+            faults.append(str(fault))
+    if planned.teacher is None:
+        result = open_finished(planned.teacher_path).result()
+        expected = network_cost.summary(Teacher(network=planned.cell.teacher))
+        if result["network"] != expected:
+            faults.append(
+                f"--teacher {planned.teacher_path} is {result['network']}, and the teacher of the "
+                f"cell is {expected}; give a run of {planned.cell.teacher}, or leave --teacher out"
+            )
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+
+
+def suffix_of(epochs: int) -> str:
+    """Return what names of runs and results end with: nothing for 240 epochs."""
+    return "" if epochs == published_cells.EPOCHS else f"_{epochs}_epochs"
+
+
+def carried_out(planned: Plan, workers: int) -> Iterator[None]:
+    """Train what is not finished, `workers` runs at a time; yield after each finished run.
+
+    Students wait for the teacher. A run that fails does not stop the others. Raises UserError at
+    the end, with all faults.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        first = planned.teacher and pool.submit(train, planned.teacher.typed, planned.teacher.out)
+        futures: list[Future[None]] = [first] if first else []
+        futures += [pool.submit(train, run.typed, run.out) for run in planned.controls.values()]
+        futures += [pool.submit(train_after, first, run) for run in planned.students.values()]
+        faults = []
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except UserError as fault:
+                faults.append(str(fault))
+            yield
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+
+
+def train_after(teacher: Future[None] | None, run: Run) -> None:
+    """Wait for the teacher's training, then train a student."""
+    if teacher is not None:
+        teacher.result()
+    train(run.typed, run.out)
+
+
+def finished(name: str, given: argparse.Namespace) -> dict[int, RunFolder]:
+    """Return the finished runs `name` in --out by seed, those of earlier calls too."""
+    pattern = re.compile(re.escape(name) + r"_seed([0-9]{1,9})" + suffix_of(given.epochs))
+    found = {}
+    for run in runs_in(given.out):
+        match = pattern.fullmatch(run.path.name)
+        if match and run.is_finished:
+            found[int(match[1])] = run
+    return dict(sorted(found.items()))
+
+
+def result(planned: Plan, given: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the content of a cell's JSON file from the runs that are finished; None if none is."""
+    cell = planned.cell
+    students, controls = finished(cell.name, given), finished(f"alone_{cell.student}", given)
+    everything = [*students.values(), *controls.values()]
+    teacher = RunFolder(planned.teacher_path)
+    if not everything or not teacher.is_finished:
+        return None
+    for runs in (students, controls):
+        check_alike(list(runs.values()), everything)
+    departures = list(departures_of(given, everything[0]))
+    content = {
+        "cell": str(planned.cell),
+        "is_reproduction": not departures,
+        "departures": departures,
+        "epochs": given.epochs,
+        "length": {
+            "method": published_cells.length(planned.cell.method, given.epochs)._asdict(),
+            "control": published_cells.length(None, given.epochs)._asdict(),
+        },
+        "measure": measure_name("top1", "test"),
+        "seeds": {"method": list(students), "control": list(controls)},
+        "method": accuracies(students),
+        "control": accuracies(controls),
+        "difference": difference(students, controls),
+        "teacher": figures(teacher) | {"top1": top1(teacher)},
+        "published": published_figures(planned.cell),
+        "each": [figures(run) | {"best_on_test": best_on_test(run)} for run in everything],
+        "environment": environment(everything[0]),
+        "commands": [run.shown for run in planned.runs],
+    }
+    content["distance"] = distances(content)
+    content["minutes"] = minutes(teacher, students, controls)
+    content["full_cell"] = full_cell(content, given)
+    return content
+
+
+def check_alike(seeds: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
+    """Raise UserError if runs of one cell differ in more than their seeds.
+
+    `seeds`: runs of one recipe. `runs`: all runs of the cell, which need the same images.
+    """
+    found = {
+        "images": {run.result()["data"]["fingerprint"] for run in runs},
+        "teacher": {run.result()["teacher"]["fingerprint"] for run in seeds},
+        "recipe": {
+            recipes.fingerprint(recipes.with_seed(with_names(recipes.read(run.recipe)), 0))
+            for run in seeds
+        },
+    }
+    differing = [name for name, values in found.items() if len(values) > 1]
+    if differing:
+        raise UserError(
+            f"the runs in {runs[0].path.parent} differ in {' and '.join(differing)}, so that they "
+            "do not make a cell; give another --out"
+        )
+
+
+def with_names(recipe: recipes.Recipe) -> recipes.Recipe:
+    """Return the recipe without the paths of its images and teacher."""
+    return recipes.with_source(recipe, "").model_copy(update={"teacher": None})
+
+
+def departures_of(given: argparse.Namespace, run: RunFolder) -> Iterator[str]:
+    """Yield in what a cell differs from the published training."""
+    if given.epochs != published_cells.EPOCHS:
+        epochs = counted(given.epochs, "epoch", "epochs")
+        yield f"{epochs} instead of {published_cells.EPOCHS}"
+    content = run.result()
+    shape = len(content["class_names"]), content["data"]["train_images"]
+    if shape != (N_CLASSES, N_TRAIN):
+        yield f"{shape[1]:,} training images of {shape[0]} classes instead of CIFAR-100"
+    yield from (f"--set {override}" for override in given.overrides)
+
+
+def accuracies(runs: dict[int, RunFolder]) -> dict[str, Any] | None:
+    """Return the last epoch's accuracies of runs by seed, and the best epoch's on test."""
+    if not runs:
+        return None
+    best = [best_on_test(run) for run in runs.values()]
+    known = [each["top1"] for each in best if each is not None]
+    return {
+        "last_epoch": summary([top1(run) for run in runs.values()]),
+        "best_on_test": {
+            "note": "as others report it; no epoch is selected by it",
+            **summary(known),
+        }
+        if known
+        else None,
+    }
+
+
+def best_on_test(run: RunFolder) -> dict[str, Any] | None:
+    """Return the best test accuracy of the saved epochs, and that epoch; None if none is saved."""
+    return _best_on_test(run.path)
+
+
+@cache  # a finished run does not change, and its weights are hashed
+def _best_on_test(path: Path) -> dict[str, Any] | None:
+    run = RunFolder(path)
+    if not saved_epochs(run):
+        return None
+    name = measure_name("top1", "test")
+    curve = {epoch: measured[name] for epoch, measured in test_curve.measure_epochs(run).items()}
+    best = max(curve, key=lambda epoch: curve[epoch])
+    return {"top1": curve[best], "epoch": best, "epochs_measured": len(curve)}
+
+
+def difference(
+    students: dict[int, RunFolder], controls: dict[int, RunFolder]
+) -> dict[str, Any] | None:
+    """Return the differences of last-epoch accuracies, of the seeds of which both are finished."""
+    values = [top1(run) - top1(controls[s]) for s, run in students.items() if s in controls]
+    return summary(values) if values else None
+
+
+def published_figures(cell: Cell) -> dict[str, Any]:
+    """Return the published accuracies of a cell, 0..1, and their source."""
+    method, student = published_cells.accuracy(cell), published_cells.alone("student", cell.student)
+    return {
+        "method": method,
+        "control": student,
+        "teacher": published_cells.alone("teacher", cell.teacher),
+        "difference": None if method is None else method - student,
+        "measure": "best epoch on the test split",
+        "source": published_cells.source(cell),
+    }
+
+
+def distances(content: dict[str, Any]) -> dict[str, Any]:
+    """Return how many of its own standard errors each accuracy is above the published one.
+
+    None with fewer than two seeds. The published figures have errors of their own, which their
+    sources do not give.
+    """
+    found: dict[str, Any] = {}
+    for row in ("method", "control"):
+        for measure in ("last_epoch", "best_on_test"):
+            values = content[row] and content[row][measure]
+            found[f"{row}/{measure}"] = standard_errors(values, content["published"][row])
+    return found
+
+
+def standard_errors(values: dict[str, Any] | None, published: float | None) -> float | None:
+    """Return (mean - published) in standard errors of the mean; None if it is not defined."""
+    if not values or published is None or not values["std"]:
+        return None
+    return float((values["mean"] - published) / (values["std"] / values["n"] ** 0.5))
+
+
+def minutes(
+    teacher: RunFolder, students: dict[int, RunFolder], controls: dict[int, RunFolder]
+) -> dict[str, Any]:
+    """Return the minutes of training of each run, the teacher's 0 if it was imported."""
+    timed = {"method": students, "control": controls}
+    found: dict[str, Any] = {
+        row: summary([run.result()["elapsed_s"] / 60 for run in runs.values()]) if runs else None
+        for row, runs in timed.items()
+    }
+    return found | {"teacher": teacher.result()["elapsed_s"] / 60}
+
+
+def full_cell(content: dict[str, Any], given: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the time that the whole cell would take here, in proportion to the measured epochs.
+
+    None until a run of the method and one of the control are finished.
+    """
+    measured = content["minutes"]
+    if not measured["method"] or not measured["control"]:
+        return None
+    share = published_cells.EPOCHS / given.epochs
+    each = {row: share * measured[row]["mean"] for row in ("method", "control")}
+    of_teacher = content["teacher"]["epochs"]  # 0 if it was imported
+    teacher = published_cells.EPOCHS / of_teacher * measured["teacher"] if of_teacher else 0.0
+    seeds = len(given.seeds)
+    hours = (teacher + seeds * sum(each.values()) / given.workers) / 60
+    return {
+        "epochs": published_cells.EPOCHS,
+        "minutes_per_run": each | {"teacher": teacher},
+        "seeds": seeds,
+        "workers": given.workers,
+        "hours": hours,
+    }
+
+
+def written(planned: Plan, given: argparse.Namespace) -> dict[str, Any] | None:
+    """Write a cell's JSON file and return its content; None if no run is finished.
+
+    Raises UserError if the file that exists has other settings, or seeds that --out does not have.
+    """
+    content, path = result(planned, given), file_of(planned.cell, given)
+    if content is None:
+        return None
+    if path.exists():
+        before = json.loads(path.read_text())
+        lost = sorted(set(before["seeds"]["method"]) - set(content["seeds"]["method"]))
+        faults = [f"the seeds {', '.join(map(str, lost))}, which {given.out} does not"] * bool(lost)
+        if before["departures"] != content["departures"]:
+            faults.append(f"other settings: {'; '.join(before['departures']) or 'none'}")
+        if faults:
+            raise UserError(
+                f"{path} has {' and '.join(faults)}; it is not replaced. The runs are in "
+                f"{given.out}; give another --results"
+            )
+    write_json(path, content)
+    return content
+
+
+def file_of(cell: Cell, given: argparse.Namespace) -> Path:
+    """Return the path of a cell's JSON file."""
+    path: Path = given.results / f"{cell.name}{suffix_of(given.epochs)}.json"
+    return path
+
+
+def table(folder: Path) -> str:
+    """Return all cells in a folder as Markdown, and write them into its README.md."""
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not rows:
+        raise UserError(
+            f"{folder} has no cell yet; type\n"
+            "python -m benchmarks.published --cell resnet56/resnet20/kd"
+        )
+    text = markdown(rows)
+    write_text(folder / "README.md", text)
+    return text
+
+
+def seeds(words: Sequence[int]) -> list[int]:
+    """Return the seeds: one number is how many there are, several are the seeds themselves."""
+    return list(range(words[0])) if len(words) == 1 else sorted(set(words))
+
+
+def arguments_of(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return the parser of the command line, and what was typed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--cell")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[5])
+    parser.add_argument("--epochs", type=int, default=published_cells.EPOCHS)
+    parser.add_argument("--data")
+    parser.add_argument("--teacher")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "published")
+    parser.add_argument("--results", type=Path, default=RESULTS / "published")
+    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[])
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args(words)
+    given.seeds = seeds(given.seeds)
+    if bool(given.cell) == given.table:
+        parser.error("type either --cell TEACHER/STUDENT/METHOD or --table")
+    for name, value in (("epochs", given.epochs), ("workers", given.workers)):
+        if value < 1:
+            parser.error(f"--{name} is {value}; allowed: 1 or more")
+    if not given.seeds or min(given.seeds) < 0:
+        parser.error("--seeds has no seed, or a negative one; type --seeds 5, or --seeds 0 1 2")
+    return parser, given
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line of this module."""
+    parser, given = arguments_of(words)
+    torch.set_num_threads(1)  # the runs of other workers compute meanwhile
+    try:
+        if given.table:
+            print(table(given.results))
+            return
+        planned = plan(published_cells.parse(given.cell), given)
+        if given.dry_run:
+            print("\n".join(run.shown for run in planned.runs))
+            return
+        content = None
+        for _ in carried_out(planned, given.workers):
+            content = written(planned, given)
+    except UserError as fault:
+        parser.error(str(fault))
+    if content is not None:
+        print(markdown([content]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The cells of the CRD paper's table, and the command that trains one."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import published, published_cells
+from benchmarks.published_cells import Cell
+from benchmarks.published_markdown import markdown
+from distill.errors import UserError
+from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
+from tests.make_runs import train
+
+KD = Cell("resnet56", "resnet20", "kd")
+
+
+def test_table_has_every_published_cell() -> None:
+    pairs = published_cells.published()["pairs"]
+    of_crd = [cell for cell in published_cells.cells() if cell.method != "dkd"]
+    assert len(pairs) == 13 and len(of_crd) == 162
+    assert published_cells.accuracy(KD) == 0.7066
+    assert published_cells.alone("student", "resnet20") == 0.6906
+    assert published_cells.alone("teacher", "resnet56") == 0.7234
+    assert published_cells.accuracy(Cell("wrn-40-2", "shufflenetv1", "crd")) == 0.7605
+    assert published_cells.accuracy(Cell("resnet110", "resnet20", "crd_kd")) is None
+    for cell in published_cells.cells():
+        assert published_cells.parse(str(cell)) == cell
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("resnet56/resnet20", "resnet56/resnet20 is not a cell; type TEACHER/STUDENT/METHOD"),
+        ("resnet57/resnet20/kd", "resnet57 is not a teacher of the table; allowed: wrn-40-2, "),
+        ("resnet57/resnet20/kd", "did you mean resnet56?"),
+        ("resnet57/resnet20/kdd", "kdd is not a method of the table; allowed: kd, fitnet, "),
+        ("resnet56/resnet21/kd", "resnet21 is not a student of the table"),
+        ("resnet56/vgg8/kd", "resnet56/vgg8 is not a pair of the table; allowed: wrn-40-2/wrn-16"),
+        ("vgg13/mobilenetv2/fsp", "fsp needs maps of equal channels"),
+        ("resnet110/resnet20/dkd", "no beta of dkd was published for resnet110/resnet20"),
+    ],
+)
+def test_unknown_cell_is_refused(text: str, found: str) -> None:
+    with pytest.raises(UserError) as refused:
+        published_cells.parse(text)
+    assert found in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "expected"),
+    [
+        ("kd", 240, (0, 240, (150, 180, 210))),
+        ("kd", 24, (0, 24, (15, 18, 21))),
+        ("kd", 6, (0, 6, (4, 5))),  # 3.75, 4.5 and 5.25
+        ("kd", 1, (0, 1, ())),
+        ("ab", 240, (30, 270, (180, 210, 240))),
+        ("fsp", 6, (1, 7, (5, 6))),
+    ],
+)
+def test_milestones_keep_their_share(method: str, epochs: int, expected: object) -> None:
+    assert published_cells.length(method, epochs) == expected
+
+
+@pytest.mark.parametrize("epochs", [1, 6, 240])
+def test_recipes_of_every_cell_resolve(epochs: int) -> None:
+    for cell in published_cells.cells():
+        settings = published_cells.student_settings(cell, epochs)
+        recipe = recipes.load(published_cells.student_recipe(cell), settings).recipe
+        control = recipes.load("crd_cifar100", published_cells.control_settings(cell, epochs))
+        teacher = recipes.load(
+            "crd_cifar100_teacher", published_cells.teacher_settings(cell, epochs)
+        )
+        low = cell.student in ("mobilenetv2", "shufflenetv1", "shufflenetv2")
+        assert recipe.optim.lr == control.recipe.optim.lr == (0.01 if low else 0.05)
+        assert recipe.train.epochs == epochs + published_cells.length(cell.method, epochs)[0]
+        assert list(control.recipe.loss.terms()) == ["hard"]
+        assert control.recipe.train.epochs == teacher.recipe.train.epochs == epochs
+        assert recipe.data.source == "cifar100" and recipe.student is not None
+        assert recipe.student.network == cell.student
+
+
+def test_full_cell_is_the_published_recipe() -> None:
+    """At 240 epochs nothing but the networks is set: the ingredients are the protocol."""
+    for method in published_cells.METHODS:
+        cell = Cell("resnet56", "resnet20", method)
+        spec = published_cells.student_recipe(cell)
+        set_here = recipes.load(spec, published_cells.student_settings(cell)).recipe
+        assert recipes.differences(recipes.load(spec).recipe, set_here) == []
+
+
+def test_four_stages_are_all_read() -> None:
+    def loss(method: str) -> dict[str, object]:
+        cell = Cell("vgg13", "vgg8", method)
+        settings = published_cells.student_settings(cell)
+        recipe = recipes.load(published_cells.student_recipe(cell), settings).recipe
+        return recipe.loss.terms()[method].model_dump()
+
+    stages = tuple(f"stages.{i}" for i in range(4))
+    for method in ("at", "vid", "ab", "nst"):
+        assert loss(method)["student_taps"] == loss(method)["teacher_taps"] == stages
+    assert loss("fsp")["teacher_taps"] == ("stem", *stages)
+    assert loss("sp")["student_tap"] == loss("ft")["teacher_tap"] == "stages.3"
+    assert loss("fitnet")["student_tap"] == "stages.1"
+
+
+def test_one_number_of_seeds_is_a_count() -> None:
+    assert published.seeds([2]) == [0, 1]
+    assert published.seeds([4, 3]) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], "type either --cell TEACHER/STUDENT/METHOD or --table"),
+        (["--cell", "resnet56/resnet20/kd", "--epochs", "0"], "--epochs is 0; allowed: 1 or more"),
+        (["--cell", "resnet56/resnet20/kd", "--seeds", "0"], "--seeds has no seed"),
+        (["--cell", "resnet56/resnet20/kd", "--set", "optim.rate=1"], "optim.rate"),
+    ],
+)
+def test_faulty_command_is_refused(words: list[str], found: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        published.main(words)
+    assert found in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_commands(tmp_path: Path, capsys) -> None:
+    words = ["--cell", "resnet56/resnet20/at", "--seeds", "3", "4", "--out", str(tmp_path)]
+    published.main([*words, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == ["train-teacher", *["distill"] * 4]
+    assert all(line.endswith("--resume") and str(tmp_path) not in line for line in lines)
+    assert "--recipe crd_cifar100+published_at" in lines[4] and "data.seed=4" in lines[4]
+    assert "--teacher teacher_resnet56 --out resnet56_resnet20_at_seed4" in lines[4]
+    assert "--set train.keep_epochs=240" in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_teacher_of_another_network_is_refused(teacher: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        published.main(["--cell", "resnet56/resnet20/kd", "--teacher", str(teacher)])
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "and the teacher of the cell is resnet56; give a run of resnet56" in printed
+
+
+def test_distance_is_in_standard_errors() -> None:
+    values = {"n": 4, "mean": 0.71, "std": 0.004}
+    assert published.standard_errors(values, 0.706) == pytest.approx(2.0)
+    assert published.standard_errors(values | {"std": None}, 0.706) is None
+    assert published.standard_errors(values, None) is None
+
+
+@pytest.mark.slow
+def test_cell_is_trained_and_written(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(published, "train", in_this_process)
+    out, results = tmp_path / "runs", tmp_path / "results"
+    words = ["--cell", "resnet56/resnet20/kd", "--epochs", "1", "--data", "synthetic"]
+    words += ["--out", str(out), "--results", str(results)]
+    words += ["--set", "data.train_images=100", "teacher.network=resnet8"]
+    published.main([*words, "--seeds", "1"])
+    file = results / "resnet56_resnet20_kd_1_epochs.json"
+    one = json.loads(file.read_text())
+    assert not one["is_reproduction"]
+    assert one["departures"][:2] == [
+        "1 epoch instead of 240",
+        "100 training images of 10 classes instead of CIFAR-100",
+    ]
+    assert one["seeds"] == {"method": [0], "control": [0]}
+    runs = {name: RunFolder(out / f"{name}_seed0_1_epochs") for name in (KD.name, "alone_resnet20")}
+    accuracy = {name: published.top1(run) for name, run in runs.items()}
+    assert one["method"]["last_epoch"]["values"] == [accuracy[KD.name]]
+    assert one["difference"]["mean"] == accuracy[KD.name] - accuracy["alone_resnet20"]
+    best = one["method"]["best_on_test"]
+    assert best["mean"] == pytest.approx(accuracy[KD.name], abs=1e-3)  # the only epoch
+    assert "no epoch is selected by it" in best["note"]
+    assert one["published"]["method"] == 0.7066
+    assert one["full_cell"]["minutes_per_run"]["method"] == 240 * one["minutes"]["method"]["mean"]
+    assert str(tmp_path) not in file.read_text()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    published.main([*words, "--seeds", "1", "2"])  # the second one alone is a new seed number
+    both = json.loads(file.read_text())
+    assert both["seeds"]["method"] == [0, 1, 2]
+    assert both["method"]["last_epoch"]["n"] == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    capsys.readouterr()
+    published.main(["--table", "--results", str(results)])
+    assert "resnet56/resnet20/kd | 3 |" in capsys.readouterr().out
+    assert (results / "README.md").read_text() == markdown([both])
+    with pytest.raises(SystemExit, match="2"):  # other runs, fewer seeds
+        published.main([*words[:-1], "--seeds", "1", "--out", str(tmp_path / "other")])
+    printed = capsys.readouterr().err
+    assert "has the seeds 1, 2" in printed and "give another --results" in printed
+    assert json.loads(file.read_text()) == both
+
+
+def in_this_process(line: list[str], out: Path) -> None:
+    """What a worker types, without a process of its own."""
+    if RunFolder(out).is_finished:
+        return
+    sets = [line[i + 1] for i, word in enumerate(line) if word == "--set"]
+    sets.append(f"data.source={line[line.index('--data') + 1]}")
+    if "--teacher" in line:
+        sets.append(f"teacher.runs=['{line[line.index('--teacher') + 1]}']")
+    role = "teacher" if line[2] == "train-teacher" else "student"
+    train(out, *sets, recipe=line[line.index("--recipe") + 1], role=role)
+
+
+def test_failed_run_does_not_stop_the_others(tmp_path: Path, monkeypatch) -> None:
+    trained: list[str] = []
+
+    def fails(line: list[str], out: Path) -> None:
+        if out.name.startswith("alone_resnet20_seed0"):
+            raise UserError("the run alone failed")
+        trained.append(out.name)
+
+    monkeypatch.setattr(published, "train", fails)
+    given = argparse.Namespace(
+        out=tmp_path, epochs=240, data=None, teacher=None, seeds=[0, 1], overrides=[]
+    )
+    planned = published.plan(KD, given)
+    with pytest.raises(UserError, match="the run alone failed"):
+        list(published.carried_out(planned, 2))
+    assert trained[0] == "teacher_resnet56"
+    assert sorted(trained[1:]) == [
+        "alone_resnet20_seed1", "resnet56_resnet20_kd_seed0", "resnet56_resnet20_kd_seed1",
+    ]  # fmt: skip
