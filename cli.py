@@ -11,6 +11,7 @@ import typer
 from distill.cli import (
     cache_command,
     data_command,
+    finish_command,
     import_command,
     multi_run_commands,
     recipe_commands,
@@ -101,6 +102,7 @@ for _command in (
     import_command.import_teacher,
 ):
     app.command()(_command)
+app.command("finish")(finish_command.finish_early)
 
 
 LOST = (
