@@ -12,6 +12,7 @@ import typer
 from distill.cli import (
     cache_command,
     data_command,
+    finish_command,
     import_command,
     multi_run_commands,
     recipe_commands,
@@ -120,6 +121,7 @@ for _command in (
     import_command.import_teacher,
 ):
     app.command()(_command)
+app.command("finish")(finish_command.finish_early)
 
 
 LOST = (

@@ -105,7 +105,7 @@ def train(
     finish(role, resolved, folder, resume, trackers, resume_hint)
     if is_main():
         with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed
-            _print_closing_table(folder)
+            print_closing_table(folder)
 
 
 def finish(
@@ -249,7 +249,7 @@ def _what_is_saved(folder: "RunFolder") -> str:
     return "Its last checkpoint is intact. " if folder.last.exists() else ""
 
 
-def _print_closing_table(folder: "RunFolder") -> None:
+def print_closing_table(folder: "RunFolder") -> None:
     """Print a table of the finished run, its teachers and its control, if there is one."""
     from distill.runs.teacher_student_summary import closing_rows
     from distill.terminal.progress import closing_table

@@ -19,7 +19,14 @@ from distill.metrics import Array
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
-from distill.runs.run_folder import IS_TESTED, RunFolder, file_sha256, write_bytes, write_json
+from distill.runs.run_folder import (
+    FINISHED_EARLY,
+    IS_TESTED,
+    RunFolder,
+    file_sha256,
+    write_bytes,
+    write_json,
+)
 
 N_MISTAKES = 64  # the most confident mistakes are saved with their pixels
 # Tolerance, relative to the largest logit: rounding depends on device and number of processes.
@@ -36,6 +43,7 @@ def write_result(
     *,
     is_tested: bool = True,
     imported: dict[str, Any] | None = None,
+    early: dict[str, int] | None = None,
 ) -> None:
     """Write result.json, the last file of a run: the run is finished once it exists.
 
@@ -43,11 +51,14 @@ def write_result(
     `test_fingerprint` and `test_images` (their number) of the test split. `teachers`: the
     fingerprint of the teachers' weights; empty without a teacher. `is_tested`: whether `end` has
     the measures on the test split. `imported`: file and normalisation of weights that another
-    program trained.
+    program trained. `early`: the trained and planned epochs and steps of a run that was finished
+    early.
     """
     result = _figures(recipe, start, end, data, teachers)
     if imported is not None:
         result["imported"] = imported
+    if early is not None:
+        result[FINISHED_EARLY] = early
     result["weights"] = file_sha256(folder.weights(start.role))
     if is_tested:
         result["evaluation"] = file_sha256(folder.evaluation)

@@ -125,9 +125,12 @@ def _data(finished: FinishedRun) -> str:
 
 def _recipe(finished: FinishedRun) -> str:
     result = finished.result
+    early = run_folder.early_end(result)
+    ended = f", finished early {early}" if early else ""
+    weights = f"epoch {result['epoch']}" if result["epoch"] or not early else "that step"
     return (
-        f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}, weights of "
-        f"epoch {result['epoch']}; precision {markdown(result['precision'])}, on "
+        f"{markdown_code(result['recipe'])}, {counted(result['epochs'], 'epoch')}{ended}, weights "
+        f"of {weights}; precision {markdown(result['precision'])}, on "
         f"{markdown(result['device'])}. Fingerprint "
         f"{markdown_code(result['recipe_fingerprint'][:16])}. Its tables:\n\n"
         f"{markdown_block(_tables(finished), 'toml')}"
@@ -220,13 +223,15 @@ def _seeds_and_weights(run: RunFolder) -> tuple[tuple[int, int], str]:
 
 
 def _identity_without_seeds(folder: RunFolder) -> tuple[str, ...]:
-    """Return the role and the fingerprints of recipe, teacher and data; the recipe's without its
-    seeds and data path.
+    """Return the role, the fingerprints of recipe, teacher and data, and the run's early end.
+
+    The recipe's fingerprint is without its seeds and data path.
     """
     result, recipe = folder.result(), recipes.read(folder.recipe)
     unseeded = recipes.with_source(recipes.with_seed(recipe, 0), "")
     inputs = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
-    return str(result["role"]), recipes.fingerprint(unseeded), *inputs
+    early = run_folder.early_end(result)
+    return str(result["role"]), recipes.fingerprint(unseeded), *inputs, early
 
 
 def _limits(finished: FinishedRun) -> str:

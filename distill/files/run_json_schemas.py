@@ -86,6 +86,17 @@ class ImportedResult(BaseModel):
     std: list[float] | None
 
 
+class FinishedEarlyResult(BaseModel):
+    """The table `finished_early` in result.json of a run that was cut off and then finished."""
+
+    model_config = OPEN
+
+    epochs: Count
+    planned_epochs: Count
+    steps: Count
+    planned_steps: Count
+
+
 class Result(BaseModel):
     """The content of result.json."""
 
@@ -110,6 +121,7 @@ class Result(BaseModel):
     evaluation: Text
     finished_at: Text
     imported: ImportedResult | None = None
+    finished_early: FinishedEarlyResult | None = None
 
     @field_validator("metrics")
     @classmethod

@@ -16,7 +16,7 @@ from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import result_sections, test_interval
 from distill.runs.load_run import RunRecord, TestCurve, read
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, early_end
 from distill.statistics import Interval
 
 PAGE = "report.html"
@@ -98,6 +98,8 @@ def _notes(record: RunRecord) -> Iterator[str]:
             f"This run is not finished: this page shows {epochs}{planned}, and nothing "
             "was measured on the test split. Its own command with --resume continues it."
         )
+    if early := early_end(record.result):
+        yield f"This run was finished early, {early}: the final weights are its best until then."
     if record.start is None:
         yield "The journal has no start event: when and how this run began is unknown."
     else:

@@ -10,7 +10,12 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
-from distill.runs.run_folder import RunFolder, file_sha256, open_finished
+from distill.runs.run_folder import (
+    RunFolder,
+    early_end,
+    file_sha256,
+    open_finished,
+)
 
 NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}  # may change on a resume
 T = TypeVar("T")
@@ -29,7 +34,8 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     folders, but their weights must be unchanged: they are compared here for a finished run, and
     with the checkpoint when an unfinished run is resumed. Runs that began with an earlier version's
     TrivialAugment are refused, since its strengths and its place in the augmentation order have
-    changed. So is a finished run whose recipe.toml was edited to be the same.
+    changed. So is a finished run whose recipe.toml was edited to be the same, and one that was
+    finished early.
     """
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
@@ -53,6 +59,18 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
     if folder.is_finished:
         check_recipe_of_result(folder)
+        check_not_finished_early(folder)
+
+
+def check_not_finished_early(folder: RunFolder) -> None:
+    """Raise UserError if a finished run was not trained to its end, but finished early."""
+    if early := early_end(folder.result()):
+        raise UserError(
+            f"{folder.path} was finished early, {early}: its weights were measured on the test "
+            "split, and training on would measure that again.\n"
+            f"Train again in another --out. Or delete {folder.result_file}: --resume then "
+            "continues from the last checkpoint."
+        )
 
 
 def _changed_teachers(folder: RunFolder, recipe: Recipe) -> list[str]:

@@ -16,7 +16,7 @@ from distill.events import Start, total_steps
 from distill.files import run_json_schemas
 from distill.recipe import recipes
 from distill.runs import journal, lock, read_predictions
-from distill.runs.run_folder import RUNS, RunFolder, runs_in
+from distill.runs.run_folder import FINISHED_EARLY, RUNS, RunFolder, runs_in
 from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
 
@@ -41,8 +41,10 @@ class RunListing:
     top1_test_interval: Interval | None = None  # Wilson's, 95 %
     test_images: int | None = None
     top1_val: float | None = None  # of the final weights, on the held-out images
-    step: int | None = None  # from which a stopped run would continue, or the last one logged
+    # From which a stopped run would continue, the last one logged, or that of an early end.
+    step: int | None = None
     total_steps: int | None = None
+    is_early: bool = False  # whether it was finished before its last step
     fault: str | None = None  # why the run is damaged or unreadable
 
 
@@ -131,8 +133,12 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
         raise UserError(f"{run.weights(run.role).name} is missing")
     n = read_predictions.n_test_images(run)
     n_correct = None if n is None or summary.top1_test is None else round(summary.top1_test * n)
+    early = result.get(FINISHED_EARLY)
+    steps = {"step": early["steps"], "total_steps": early["planned_steps"]} if early else {}
     return replace(
         row,
+        **steps,
+        is_early=bool(early),
         state="finished",
         recipe=result["recipe"],
         parameters=summary.parameters,

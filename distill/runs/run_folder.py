@@ -30,6 +30,7 @@ from uuid import uuid4
 from distill.errors import UserError
 from distill.files import regular_file, run_json_schemas
 from distill.files.escape_text import is_utf8
+from distill.format import counted
 from distill.runs import lock
 
 Role = Literal["teacher", "student"]
@@ -52,6 +53,7 @@ PARTIAL_FILE = re.compile(
 LARGEST_FILE = 16 << 30  # bytes of weights or predictions
 ADVICE = "Choose another --out."
 IS_TESTED = "is_tested"  # key in result.json: false if a trial was not measured on the test split
+FINISHED_EARLY = "finished_early"  # table in result.json of a run that `finish` ended
 RUNS = Path("runs")  # the default parent folder of runs
 
 
@@ -189,7 +191,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def check_role(folder: RunFolder, role: Role) -> None:
     """Raise UserError if the folder has a run of the other role (teacher or student)."""
-    found = _role_begun(folder)
+    found = role_begun(folder)
     if found in (None, role):
         return
     command = {"teacher": "train-teacher", "student": "distill"}
@@ -200,7 +202,7 @@ def check_role(folder: RunFolder, role: Role) -> None:
     )
 
 
-def _role_begun(folder: RunFolder) -> str | None:
+def role_begun(folder: RunFolder) -> str | None:
     """Return the role in the result, else in a checkpoint; None if neither has one."""
     files = (
         folder.result_file,
@@ -219,6 +221,20 @@ def is_tested(result: Mapping[str, Any]) -> bool:
     `result`: the content of result.json.
     """
     return result.get(IS_TESTED, True) is not False
+
+
+def early_end(result: Mapping[str, Any]) -> str:
+    """Describe the early end of a run that `finish` ended: `after 3 of 10 planned epochs (…)`.
+
+    Empty if the run was trained to its end. `result`: the content of result.json.
+    """
+    early = result.get(FINISHED_EARLY)
+    if not early:
+        return ""
+    return (
+        f"after {early['epochs']:,} of {counted(early['planned_epochs'], 'planned epoch')} "
+        f"(step {early['steps']:,} of {early['planned_steps']:,})"
+    )
 
 
 def check_is_tested(folder: RunFolder) -> None:

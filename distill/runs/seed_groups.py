@@ -11,6 +11,7 @@ from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
+from distill.runs import run_folder
 from distill.runs.check_same_run import Seeds, distinct
 from distill.runs.load_run import RunRecord
 from distill.statistics import Interval, MeanAndInterval
@@ -156,10 +157,12 @@ def _between_two(
 def _common_settings(record: RunRecord) -> str:
     """Return a text that is the same for all runs of a group.
 
-    It contains the fingerprints of recipe and data, and the role, but not those of test split and
-    teachers.
+    It contains the fingerprints of recipe and data, the role, and where a run was finished early,
+    but not the fingerprints of test split and teachers.
     """
-    return f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
+    settings = f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
+    early = run_folder.early_end(record.result)
+    return f"{settings} {early}" if early else settings
 
 
 def _group(name: str, records: Sequence[RunRecord]) -> Group:

@@ -8,7 +8,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
 from distill.runs.check_same_run import teachers_of, test_split_differences
-from distill.runs.run_folder import RunFolder, is_tested, runs_beside
+from distill.runs.run_folder import RunFolder, early_end, is_tested, runs_beside
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     """Return the newest finished run of the same recipe without a teacher; None if there is none.
 
     It is searched for in the folder that contains `run`. Its data must have the same images, but
-    may have another path.
+    may have another path. If one of both was finished early, so must the other be, at the same
+    step.
     """
     result = run.result()
     role_and_data = "student", result["data"]["fingerprint"]
@@ -57,7 +58,7 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     for candidate in runs_beside(run):
         try:
             other = candidate.result()
-            if test_split_differences([result, other]):
+            if test_split_differences([result, other]) or early_end(other) != early_end(result):
                 continue
             is_same = (other["role"], other["data"]["fingerprint"]) == role_and_data
             is_control = is_same and _comparable(recipes.read(candidate.recipe)) == control

@@ -170,11 +170,12 @@ def _break_points(name: str) -> list[tuple[str, ...]]:
 def state_text(run: RunListing) -> str:
     """Return a run's state, such as `finished`.
 
-    For an unfinished run, a second line has the number of steps done and of all: `1,200/39,000`.
+    For an unfinished run, and for one that was finished early, a second line has the number of
+    steps done and of all: `1,200/39,000`.
     """
     if run.step is None or run.total_steps is None:
         return run.state
-    return f"{run.state}\n{run.step:,}/{run.total_steps:,}"
+    return f"{run.state}{' early' if run.is_early else ''}\n{run.step:,}/{run.total_steps:,}"
 
 
 def accuracy_text(share: float | None, interval: Interval | None) -> str:

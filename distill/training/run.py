@@ -39,7 +39,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
 from distill.teacher.build_teacher import combination_identity
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build, environment, loop, minutes_to_steps
+from distill.training import build, environment, finish_early, loop, minutes_to_steps
 from distill.training import resume as checkpoints
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
@@ -65,6 +65,7 @@ class TrainingRequest:
     origins: Mapping[str, str] = field(default_factory=dict)  # where each recipe value was set
     notes: tuple[str, ...] = ()  # for the user, on the recipe
     is_tested: bool = True  # whether to measure the test split at the end; False in a sweep's trial
+    ends_early: bool = False  # whether to finish with the weights so far instead of training on
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,15 @@ def train_and_test(
     training if the request is invalid or another process trains in the folder; OutOfMemory if the
     memory is too small; Diverged if the training diverges; Stopped, after saving, if `request.stop`
     requests it; Failure if the run cannot be finished after training.
+
+    With `request.ends_early`, a run that was cut off is finished with its best weights so far.
     """
     accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
     if request.resume:
         run_folder.check_role(folder, request.role)
     if request.resume and folder.is_finished:
+        check_same_run.check_not_finished_early(folder)
         return
     run_folder.check_out(folder, request.resume)
     with _locked(folder, accel) as killed, out_of_memory.explain_out_of_memory(request.recipe):
@@ -104,14 +108,17 @@ def train_and_test(
             request.recipe, start, _data_of_result(ready), ready.state.identity["teacher"]
         )
         yield start
-        yield from loop.train(ready.state)
+        if is_early := request.ends_early and finish_early.is_cut_off(ready.state):
+            finish_early.select_weights(ready.state)
+        else:
+            yield from loop.train(ready.state)
         try:
             end = _finish(ready, start, progress)
         except UserError as fault:  # the request was valid when the run began
             raise Failure(str(fault)) from fault
         yield end
         if accel.is_main_process:
-            _write_result(ready, start, end)
+            _write_result(ready, start, end, is_early)
         accel.wait_for_everyone()
 
 
@@ -163,7 +170,8 @@ def _prepare(
     [(recipe, teacher_notes)] = broadcast_object_list([chosen])
     recipe = with_code(recipe, request.role)
     own_recipe, request = with_code(request.recipe, request.role), replace(request, recipe=recipe)
-    _check_resumable(folder, request)
+    if not request.ends_early:
+        _check_resumable(folder, request)
     teacher = selection.load_teacher(recipe, images, split)
     identity = fingerprints.identity(
         recipe, images, "" if teacher is None else teacher.fingerprint, test
@@ -175,6 +183,8 @@ def _prepare(
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
     state.stop_signal = request.stop
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
+    if request.ends_early:
+        finish_early.check_is_trained(state)
     hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
     lost = earlier is not None and not resumed.progress
     is_new = request.resume and earlier is None
@@ -183,12 +193,13 @@ def _prepare(
         *(["there is no run to resume here: it starts from the beginning"] if is_new else []),
         *resumed.notes,
         *passed_over,
-        *_changed_source_note(hashes),
+        *(() if request.ends_early else _changed_source_note(hashes)),
         *teacher_notes,
         *_decide_compilation_and_steps(state, recipe, resumed.progress),
     )
     accel.wait_for_everyone()  # all have read the folder before it is written
-    if accel.is_main_process:
+    # The files of a run that ends early describe its training, not the command that ends it.
+    if accel.is_main_process and not request.ends_early:
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
         described |= {"sources": hashes} if len(hashes) > 1 else {}
@@ -350,12 +361,23 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     return end
 
 
-def _write_result(ready: PreparedRun, start: Start, end: End) -> None:
-    """Write result.json, the run's last file: the run is finished once it exists."""
+def _write_result(ready: PreparedRun, start: Start, end: End, is_early: bool) -> None:
+    """Write result.json, the run's last file: the run is finished once it exists.
+
+    `is_early`: whether the run was finished before its last step.
+    """
     request, state, data = ready.request, ready.state, _data_of_result(ready)
     teachers = state.identity["teacher"]
+    early = finish_early.described(state) if is_early else None
     write_results.write_result(
-        state.folder, request.recipe, start, end, data, teachers, is_tested=request.is_tested
+        state.folder,
+        request.recipe,
+        start,
+        end,
+        data,
+        teachers,
+        is_tested=request.is_tested,
+        early=early,
     )
 
 
