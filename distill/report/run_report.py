@@ -134,7 +134,7 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
     columns = (
         Column("layer", is_number=False),
         Column("kind", is_number=False),
-        Column("output", lambda shape: " × ".join(map(str, shape)), is_number=False),
+        Column("output", _shape_text, ("channels", "height", "width"), is_number=False),
         Column("parameters", grouped),
     )
     total = sum(row[-1] for row in layers)
@@ -145,6 +145,10 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
         ),
         Table(ValueTable("layers", "Layer by layer", columns, layers), is_long=len(layers) > 24),
     ]
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _recipe(record: RunRecord) -> Iterator[Block]:

@@ -1,5 +1,8 @@
 """The page of one run: its sections, what it omits, and hostile names as text."""
 
+import csv
+import io
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -14,12 +17,12 @@ from distill.components import layer_summary
 from distill.errors import Failure, UserError
 from distill.events import Epoch
 from distill.report import comparison, page, run_report
-from distill.report.page import FigureBlock, Page, Paragraph, Preformatted
+from distill.report.page import FigureBlock, Page, Paragraph, Preformatted, Table
 from distill.runs.journal import Journal
 from distill.runs.load_run import RunRecord, read
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
-from tests.runs.records import SCRIPT, averaged_alone, curve_of, hostile, predictions, record
+from tests.runs.records import ALONE, SCRIPT, averaged_alone, curve_of, hostile, predictions, record
 
 LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
 
@@ -121,7 +124,49 @@ def test_figures_and_tables_lie_beside_it(written: Path) -> None:
     assert {"classes", "confused", "layers", "environment"} <= tables
     assert tables == {path.stem for path in (beside / "tables").glob("*.csv")}
     text = (beside / "tables" / "layers.csv").read_text().splitlines()
-    assert text[0] == "layer,kind,output,parameters"
+    assert text[0] == "layer,kind,output channels,output height,output width,parameters"
+
+
+def test_numbers_in_csv_are_plain_numbers() -> None:
+    known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
+    other = record("alone", 12, *ALONE)
+    words_in = {"class", "predicted as", "measure", "test split unit", "layer", "kind", "group"}
+    words_in |= {"run", "first", "second", "by"}
+    checked = set()
+    for made in (run_report.page(known, LAYERS), comparison.page([known, other])):
+        blocks = [block for section in made.sections for block in section.blocks]
+        for grid in (block.grid for block in blocks if isinstance(block, Table)):
+            if grid.name in {"about", "recipe_differences", "differences_1", "fingerprints"}:
+                continue
+            for row in csv.DictReader(io.StringIO(grid.csv())):
+                for head, cell in row.items():
+                    if head not in words_in:
+                        assert cell == "" or math.isfinite(float(cell)), (grid.name, head, cell)
+                        assert "," not in cell and "%" not in cell
+                        checked.add(head)
+    assert {"test accuracy mean (fraction)", "time (s)", "NLL (nats)", "output height"} <= checked
+    assert {
+        "test split",
+        "95 % interval low (fraction)",
+        "share of the class (fraction)",
+    } <= checked
+
+
+def test_main_measures_have_units_in_csv() -> None:
+    known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
+    blocks = run_report.page(known, LAYERS).sections[1].blocks
+    [grid] = [b.grid for b in blocks if isinstance(b, Table) and b.grid.name == "figures"]
+    assert grid.cells[0] == ["accuracy", "75.00 %", "53.13 – 88.81 %"]  # Wilson's of 15 in 20
+    rows = list(csv.reader(io.StringIO(grid.csv())))
+    assert rows[0][:3] == ["measure", "test split", "test split unit"]
+    assert rows[1][:3] == ["accuracy", "0.75", "fraction"]
+    assert {row[0]: row[2] for row in rows[1:]} == {
+        "accuracy": "fraction",
+        "NLL": "nats",
+        "calibration error": "fraction",
+        "same prediction as the teacher": "fraction",
+        "KL(teacher || student)": "nats",
+    }
 
 
 def test_page_loads_nothing(written: Path) -> None:
@@ -310,7 +355,7 @@ def test_linked_files_of_a_report_are_replaced(tmp_path: Path) -> None:
         link.symlink_to(tmp_path / "mine")
     page.write(run_report.page(record("a", 9), LAYERS), tmp_path / "run" / "report.html")
     assert (tmp_path / "mine").read_text() == "mine"
-    assert (tables / "layers.csv").read_text().startswith("layer,kind,output,parameters")
+    assert (tables / "layers.csv").read_text().startswith("layer,kind,output channels,")
 
 
 def test_an_unfinished_run_shows_the_best_so_far() -> None:
