@@ -110,7 +110,7 @@ def test_report_of_a_real_run_is_complete(written: Path) -> None:
         assert title in text
     for name in known.class_names:
         assert name in text
-    assert known.result["weights"] in text and "temperature = 4.0" in text
+    assert known.result["weights"] in text and "loss.kd.temperature" not in text
     # against the shipped recipe of that name
     assert "What differs from tiny as shipped" in text and "1 → 2" in text
 
@@ -130,13 +130,14 @@ def test_figures_and_tables_lie_beside_it(written: Path) -> None:
 def test_numbers_in_csv_are_plain_numbers() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
     other = record("alone", 12, *ALONE)
+    of_text = {"about", "recipe", "recipe_differences", "differences_1", "fingerprints"}
     words_in = {"class", "predicted as", "measure", "test split unit", "layer", "kind", "group"}
     words_in |= {"run", "first", "second", "by"}
     checked = set()
     for made in (run_report.page(known, LAYERS), comparison.page([known, other])):
         blocks = [block for section in made.sections for block in section.blocks]
         for grid in (block.grid for block in blocks if isinstance(block, Table)):
-            if grid.name in {"about", "recipe_differences", "differences_1", "fingerprints"}:
+            if grid.name in of_text:
                 continue
             for row in csv.DictReader(io.StringIO(grid.csv())):
                 for head, cell in row.items():
@@ -277,6 +278,35 @@ def test_missing_parts_are_explained(known: RunRecord, message: str) -> None:
 
 def test_unknown_network_is_reported() -> None:
     assert "The network is unknown" in words(run_report.page(record("a", 9), []))
+
+
+def recipe_grid(known: RunRecord) -> list[list[str]]:
+    [section] = [s for s in run_report.page(known, LAYERS).sections if s.title == "The recipe"]
+    [grid] = [b.grid for b in section.blocks if isinstance(b, Table) and b.grid.name == "recipe"]
+    return grid.cells
+
+
+def test_recipe_table_leaves_out_defaults() -> None:
+    known = record("a", 15, "optim.lr=0.25", "loss.kd.temperature=5", "ema.decay=0.999")
+    rows = dict(row[:2] for row in recipe_grid(known))
+    assert rows["optim.lr"] == "0.25" and rows["loss.kd.temperature"] == "5.0"
+    assert rows["ema"] == "with its defaults" and "optim.momentum" not in rows
+    assert "Keys at their defaults are left out: python cli.py recipes tiny" in words(
+        run_report.page(known, LAYERS)
+    )
+
+
+def test_recipe_table_says_what_set_a_key() -> None:
+    origins = {"optim.lr": "--set", "ema.decay": "recipes/kd.toml", "ema.warmup": "default"}
+    known = record("a", 15, "optim.lr=0.25", "ema.decay=0.999")
+    rows = {
+        key: origin
+        for key, _, origin in recipe_grid(
+            replace(known, environment={"recipe_origins": origins | {"train.epochs": "default"}})
+        )
+    }
+    assert rows["optim.lr"] == "--set" and rows["ema"] == "recipes/kd.toml"
+    assert rows["train.epochs"] == "–"
 
 
 def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
