@@ -17,12 +17,19 @@ JOINERS = (
     "\u200c\u200d"  # in category Cf, and part of the spelling of emoji, Persian and Hindi words
 )
 
+# How LaTeX spells symbols without a package or a font encoding. After the `\\` that ends a row, a
+# bare `[` or `*` would be an argument of it.
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "–": "--",
-    "−": "$-$", "→": r"$\rightarrow$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\"": "''",
+    "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "[": "{[}", "*": "{*}",
+    "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "→": r"$\rightarrow$",
 }  # fmt: skip
+# What pdfLaTeX prints without a package: most of Latin-1 and Latin Extended-A, and a few more.
+LATEX_LETTERS = {*map(chr, (*range(0x20, 0x7F), *range(0xA1, 0x180))), *"‘’“”…•€™"} - {
+    *"«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
+}
 MARKDOWN = re.compile(
     r"[\\`*_\[\]<>&|~$#!@:]"
 )  # emphasis, links, HTML, tables, mentions, addresses
@@ -96,8 +103,20 @@ def python_docstring(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Escape text for LaTeX; each run of whitespace becomes one space."""
-    return "".join(LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
+    """Escape text for LaTeX; each run of whitespace becomes one space.
+
+    The result needs no package. A character that pdfLaTeX cannot print without one becomes its code
+    point: 你 becomes `<U+4F60>`.
+    """
+    composed = unicodedata.normalize("NFC", visible(" ".join(text.split())))
+    parts = re.split("(?<=-)(?=-)", composed)
+    return "{}".join("".join(map(_latex, part)) for part in parts)
+
+
+def _latex(character: str) -> str:
+    if character not in LATEX and character not in LATEX_LETTERS:
+        return rf"\textless{{}}U+{ord(character):04X}\textgreater{{}}"
+    return LATEX.get(character, character)
 
 
 def markdown(text: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from distill.errors import UserError
 from distill.files.escape_text import visible
@@ -45,6 +45,7 @@ LATER_KEYS: dict[str, dict[str, Any]] = {
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
 DEFAULT = "default"  # the origin of values that neither a file nor --set sets
+DEFAULTS = "with its defaults"  # what `changed_values` says of a table
 
 
 class RecipeError(UserError):
@@ -247,6 +248,32 @@ def _without_later_keys(name: str, table: dict[str, Any]) -> dict[str, Any]:
 def values(recipe: Recipe) -> dict[str, Any]:
     """Return every key outside [about] that is not absent: `{"optim.lr": 0.1, …}`."""
     return dict(leaves(recipe.model_dump(exclude={"about"})))
+
+
+def changed_values(recipe: Recipe) -> dict[str, str]:
+    """Return every key outside [about] that is not at its default, with its value as text.
+
+    An optional table that is present with defaults alone is a key of its own, with the value
+    DEFAULTS. A key that is absent although it has a default has the value `absent`.
+    """
+    return dict(_changed(recipe, recipe.model_dump(exclude={"about"})))
+
+
+def _changed(table: BaseModel, dumped: Values, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key and value of the keys of a table and its inner tables that are not defaults.
+
+    `dumped`: the table's keys that a recipe has, which for [student] and [teacher] are those of
+    their network.
+    """
+    for name in dumped:
+        key, value = prefix + name, getattr(table, name)
+        field = type(table).model_fields.get(name)
+        default = None if field is None else field.default
+        if isinstance(value, BaseModel):
+            inner = list(_changed(value, dumped[name], f"{key}."))
+            yield from inner or ([(key, DEFAULTS)] if default is None else [])
+        elif value != default:
+            yield key, "absent" if value is None else value_text(value)
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:

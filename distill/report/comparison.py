@@ -21,7 +21,7 @@ from distill.report import page as pages
 from distill.report import plots
 from distill.report.curves_by_group import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
-from distill.report.table_html_csv_latex import Column, ValueTable
+from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.report.test_sections import test_interval
 from distill.runs import check_same_run
 from distill.runs.load_run import RunRecord, TestCurve, read
@@ -123,12 +123,12 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
     columns = (
         Column("group", is_number=False),
         Column("seeds", grouped),
-        Column("test accuracy", _percent_mean_std, ("mean", "std")),
-        Column("95 % interval of the mean", interval_text, ("low", "high")),
-        Column("NLL", _plain_mean_std, ("mean", "std")),
-        Column("ECE", _plain_mean_std, ("mean", "std")),
+        Column("test accuracy", _percent_mean_std, ("mean", "std"), unit=FRACTION),
+        Column("95 % interval of the mean", interval_text, ("low", "high"), unit=FRACTION),
+        Column("NLL", _plain_mean_std, ("mean", "std"), unit="nats"),
+        Column("ECE", _plain_mean_std, ("mean", "std"), unit=FRACTION),
         Column("parameters", grouped),
-        Column("time", duration),
+        Column("time", duration, unit="s"),
     )
     table = [
         (
@@ -172,8 +172,8 @@ def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
     columns = (
         Column("first", is_number=False),
         Column("second", is_number=False),
-        Column("difference", points),
-        Column("95 % interval", _points_interval, ("low", "high")),
+        Column("difference", points, unit=FRACTION),
+        Column("95 % interval", _points_interval, ("low", "high"), unit=FRACTION),
         Column("p", p_value),
         Column("by", is_number=False),
     )
@@ -198,12 +198,12 @@ def _runs(run_groups: Sequence[Group]) -> Table:
         Column("train.seed", str),
         Column("data.seed", str),
         Column("epoch", str),
-        Column("held-out", percent),
-        Column("test", percent),
-        Column("95 % interval", interval_text, ("low", "high")),
-        Column("NLL", "{:.4f}".format),
-        Column("ECE", "{:.4f}".format),
-        Column("time", duration),
+        Column("held-out", percent, unit=FRACTION),
+        Column("test", percent, unit=FRACTION),
+        Column("95 % interval", interval_text, ("low", "high"), unit=FRACTION),
+        Column("NLL", "{:.4f}".format, unit="nats"),
+        Column("ECE", "{:.4f}".format, unit=FRACTION),
+        Column("time", duration, unit="s"),
     )
     rows = [
         (

@@ -1,16 +1,27 @@
 """Build the report sections with the training curves of a run."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
 
-from distill.events import TOTAL, VALIDATED, Split, loss_name, measure_name
+from distill.events import (
+    TOTAL,
+    VALIDATED,
+    Epoch,
+    Retry,
+    Split,
+    loss_name,
+    measure_name,
+    total_steps,
+)
 from distill.format import counted, percent
+from distill.recipe import lr_schedule
 from distill.report import plots
 from distill.report.figure_style import BLUE, FAINT, GREEN, INK, RED
 from distill.report.page import Block, FigureBlock, Paragraph, Section
 from distill.report.plots import Series
-from distill.runs.epoch_series import Curves, Line, curves
+from distill.runs.epoch_series import Curves, Floats, Line, curves
 from distill.runs.load_run import RunRecord
 
 # Splits that are measured after the run, with the saved weights of its epochs.
@@ -30,7 +41,7 @@ def learning_curves(record: RunRecord) -> Section:
     drawn = _with_test(curves(record.events), record)
     if not drawn.epochs and not drawn.steps:
         return Section("Learning", [Paragraph("The journal has no epoch and no step yet.")])
-    blocks = [*_error(drawn), *_loss(drawn), *_terms(drawn), *_lr(drawn)]
+    blocks = [*_error(drawn), *_loss(drawn), *_terms(drawn), *_lr(record)]
     return Section("Learning", [*blocks, *map(Paragraph, _missing_notes(record, drawn))])
 
 
@@ -67,7 +78,7 @@ def _lines_of(drawn: Curves, measure: str) -> Iterator[tuple[Line, str, str, str
     for split, name, colour in MEASURED:
         line = drawn.epochs.get(measure_name(measure, split))
         if line is not None:
-            yield line, name, colour, "o" if split in AFTERWARDS or len(line.x) == 1 else ""
+            yield line, name, colour, "o" if split in AFTERWARDS else plots.point_marker(line)
 
 
 def _error(drawn: Curves) -> Iterator[Block]:
@@ -89,7 +100,8 @@ def _loss(drawn: Curves) -> Iterator[Block]:
     ]
     total = drawn.epochs.get(loss_name(TOTAL))
     if total is not None:
-        series = [Series(total, FAINT, "minimised", "--"), *series]
+        minimised = Series(total, FAINT, "minimised", "--", plots.point_marker(total))
+        series = [minimised, *series]
     if series:
         caption = (
             "Loss after each epoch. Dashed: the weighted sum that was minimised, on augmented "
@@ -104,7 +116,7 @@ def _terms(drawn: Curves) -> Iterator[Block]:
         faint, mean = drawn.steps.get(name), drawn.epochs.get(name)
         series = [Series(thin_out(faint), FAINT, is_faint=True)] if faint is not None else []
         if mean is not None:
-            series.append(Series(mean, BLUE, marker="o" if len(mean.x) == 1 else ""))
+            series.append(Series(mean, BLUE, marker=plots.point_marker(mean)))
         title = name.removeprefix(loss_name(""))
         panels.append((title, series))
     if panels:
@@ -115,10 +127,44 @@ def _terms(drawn: Curves) -> Iterator[Block]:
         yield FigureBlock("terms", caption, plots.stacked_panels(panels))
 
 
-def _lr(drawn: Curves) -> Iterator[Block]:
-    if drawn.lr is not None:
-        figure = plots.over_epochs([Series(thin_out(drawn.lr), BLUE)], "learning rate")
-        yield FigureBlock("learning_rate", "The learning rate of each step.", figure)
+def _lr(record: RunRecord) -> Iterator[Block]:
+    line = scheduled_lr(record)
+    if line is None:
+        return
+    series = [Series(line, BLUE, marker=plots.point_marker(line))]
+    caption = "The learning rate of each step, as the recipe's schedule gives it."
+    if not record.is_finished:
+        done = max((e.epoch for e in record.events if isinstance(e, Epoch)), default=0)
+        past, future = (Line(line.x[part], line.y[part]) for part in _split(line.x, done))
+        series = [Series(past, BLUE), Series(future, FAINT, style="--")]
+        caption += " Dashed: epochs that are not finished."
+    yield FigureBlock("learning_rate", caption, plots.over_epochs(series, "learning rate"))
+
+
+def _split(x: Floats, end: float) -> tuple[slice, slice]:
+    """Return slices of the points up to and from `end`, which share one point; `x` is sorted."""
+    k = int(np.searchsorted(x, end))
+    return slice(0, k + 1), slice(k, None)
+
+
+def scheduled_lr(record: RunRecord) -> Line | None:
+    """Return the learning rate of the recipe's schedule over the epochs, at up to POINTS steps.
+
+    From the step to which a retry went back, the rates are multiplied by its factor. Returns None
+    if the length of the run is unknown.
+    """
+    start = record.start
+    if start is None or total_steps(start) < 1:
+        return None
+    total, per_epoch = total_steps(start), max(1, start.steps_per_epoch)
+    rate = lr_schedule.of_recipe(record.recipe, total, per_epoch)
+    steps = sorted({i * (total - 1) // (POINTS - 1) for i in range(POINTS)})
+    rates = np.array([rate(step) for step in steps])
+    for event in record.events:
+        if isinstance(event, Retry):
+            begin = bisect_left(steps, event.first_step)
+            rates[begin:] = [event.lr_factor * rate(step) for step in steps[begin:]]
+    return Line(np.array([step / per_epoch for step in steps]), rates)
 
 
 def thin_out(line: Line) -> Line:

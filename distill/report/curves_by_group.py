@@ -57,7 +57,7 @@ def _series(run_groups: Sequence[Group], measure: str, line_of: LineOf) -> Itera
             yield from (Series(line, ink, is_faint=True) for line in lines)
         if lines:
             line = mean_line(lines)
-            yield Series(line, ink, group.name, marker="o" if len(line.x) == 1 else "")
+            yield Series(line, ink, group.name, marker=plots.point_marker(line))
 
 
 def _held_out(record: RunRecord, measure: str) -> Line | None:

@@ -33,6 +33,7 @@ from distill.runs.epoch_series import Floats, Line
 LONGEST_NAME = 18  # characters of a class name beside an axis
 MANY_CLASSES = 20  # a confusion matrix of more classes has neither numbers nor class names
 FAINTEST = 0.01  # opacity below which a cell is invisible and not drawn
+FEW_POINTS = 12  # a line of at most so many points has a marker at each
 in_style = matplotlib.rc_context(STYLE)
 
 
@@ -212,6 +213,11 @@ def short_name(name: str) -> str:
     """Shorten a name to LONGEST_NAME characters, so that it fits beside an axis."""
     shown = visible(name)
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
+
+
+def point_marker(line: Line) -> str:
+    """Return the marker of a line's points: a dot if they are few, none otherwise."""
+    return "o" if len(line.x) <= FEW_POINTS else ""
 
 
 def _draw(axes: Axes, series: Sequence[Series]) -> None:

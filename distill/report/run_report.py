@@ -9,10 +9,10 @@ from distill.errors import UserError
 from distill.events import Epoch
 from distill.files import redact_urls
 from distill.format import UNKNOWN, counted, duration, grouped, interval_text, percent
-from distill.recipe import recipes
 from distill.report import page as pages
 from distill.report.curve_sections import learning_curves
 from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
+from distill.report.recipe_section import recipe_blocks
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import result_sections, test_interval
 from distill.runs.load_run import RunRecord, TestCurve, read
@@ -73,7 +73,7 @@ def page(record: RunRecord, layers: Sequence[LayerRow]) -> Page:
             learning_curves(record),
             *result_sections(record),
             Section("The network", _network(record, layers)),
-            Section("The recipe", list(_recipe(record))),
+            Section("The recipe", recipe_blocks(record)),
             Section("How to reproduce it", list(_reproduction(record))),
         ],
     )
@@ -136,7 +136,7 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
     columns = (
         Column("layer", is_number=False),
         Column("kind", is_number=False),
-        Column("output", lambda shape: " × ".join(map(str, shape)), is_number=False),
+        Column("output", _shape_text, ("channels", "height", "width"), is_number=False),
         Column("parameters", grouped),
     )
     total = sum(row[-1] for row in layers)
@@ -149,54 +149,8 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
     ]
 
 
-def _recipe(record: RunRecord) -> Iterator[Block]:
-    about = [(name, str(value)) for name, value in record.recipe.about if value]
-    if about:
-        columns = (Column("what", is_number=False), Column("value", is_number=False))
-        yield Table(ValueTable("about", "", columns, about))
-    yield from _provenance(record)
-    yield Preformatted(_with_origins(record))
-
-
-def _with_origins(record: RunRecord) -> str:
-    """Return the recipe as TOML; each value has a comment with the file that set it, if known."""
-    text = recipes.dumps(record.recipe, {"about": True}).strip()
-    return recipes.annotated(text, record.environment.get("recipe_origins", {}))
-
-
-def _provenance(record: RunRecord) -> Iterator[Block]:
-    """Yield a table of the differences from the shipped recipe of the same name.
-
-    Yields a sentence instead if there are no differences or no such recipe.
-    """
-    name = record.requested_recipe
-    if name is None:
-        return
-    try:
-        shipped = recipes.load(name).recipe if _is_shipped(record) else None
-    except UserError:
-        shipped = None
-    if shipped is None:
-        yield Paragraph(f"No recipe named {name} comes with the program; this is the whole recipe.")
-        return
-    # A student's teacher is shown above, by its run; this table compares recipes.
-    no_teacher = {"teacher": None} if record.role == "student" else {}
-    shipped, recipe = (r.model_copy(update=no_teacher) for r in (shipped, record.recipe))
-    changed = [line.split(": ", 1) for line in recipes.differences(shipped, recipe)]
-    if not changed:
-        yield Paragraph(f"The recipe {name} as shipped with the program, resolved.")
-        return
-    columns = (Column("key", is_number=False), Column("shipped → this run", is_number=False))
-    rows = [(key, change.replace(" -> ", " → ")) for key, change in changed]
-    yield Table(
-        ValueTable("recipe_differences", f"What differs from {name} as shipped", columns, rows)
-    )
-
-
-def _is_shipped(record: RunRecord) -> bool:
-    """Whether the recipe is a shipped one rather than a user's file of the same name."""
-    command = record.environment.get("command") or ()
-    return not any(str(word).endswith(".toml") for word in command)
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def _reproduction(record: RunRecord) -> Iterator[Block]:

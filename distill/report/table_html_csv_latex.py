@@ -9,6 +9,14 @@ from typing import Any
 from distill.files.escape_text import csv_cell, latex
 from distill.format import UNKNOWN
 
+FRACTION = "fraction"  # the unit of numbers in 0..1 that a page shows in percent
+LATEX_HEAD = r"""% \input this file. It needs no package; \usepackage{booktabs} improves the rules.
+% A character that pdfLaTeX cannot print without a package is written as <U+XXXX>, its code point.
+\providecommand{\toprule}{\hline}
+\providecommand{\midrule}{\hline}
+\providecommand{\bottomrule}{\hline}
+"""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -19,24 +27,29 @@ class Column:
 
     head: str
     format: Callable[[Any], str] = str  # converts a value to displayed text
-    parts: tuple[str, ...] = ()  # if values are tuples: names of their items, each a column in CSV
+    # If values are tuples: the names of their first items, each of which is a column in CSV.
+    parts: tuple[str, ...] = ()
     is_number: bool = True  # aligned right
+    unit: str = ""  # of the unrounded numbers in CSV; in its header
 
     def cell(self, value: Any) -> str:
         """Return the value as displayed text."""
         return UNKNOWN if value is None else self.format(value)
 
     def csv_heads(self) -> list[str]:
-        """Return the column's headings in CSV: one, or one for each part."""
-        return [f"{self.head} {part}" for part in self.parts] if self.parts else [self.head]
+        """Return the column's headings in CSV with the unit: one, or one for each part."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return [f"{self.head} {part}".strip() + unit for part in self.parts or ("",)]
 
     def csv_values(self, value: Any) -> list[Any]:
-        """Return the unrounded values of a cell for CSV: one, or one for each part; None if
-        unknown.
+        """Return the unrounded values of a cell for CSV: one, or one for each part.
+
+        None is unknown; so is a part that the value does not have.
         """
         if not self.parts:
             return [value]
-        return [None] * len(self.parts) if value is None else list(value)
+        known = [] if value is None else list(value[: len(self.parts)])
+        return known + [None] * (len(self.parts) - len(known))
 
 
 def _csv(value: Any) -> Any:
@@ -74,11 +87,14 @@ class ValueTable:
         return text.getvalue()
 
     def latex(self) -> str:
-        """Return a LaTeX `tabular` with the rules of booktabs; every cell is escaped."""
+        """Return a LaTeX `tabular` that compiles without packages; every cell is escaped.
+
+        Its rules are those of booktabs if the document loads it.
+        """
         align = "".join("r" if column.is_number else "l" for column in self.columns)
         head, *rows = (
             " & ".join(map(latex, line)) + r" \\"
             for line in [[column.head for column in self.columns], *self.cells]
         )
         body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
-        return "\n".join([*body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+        return LATEX_HEAD + "\n".join([*body, r"\bottomrule", r"\end{tabular}"]) + "\n"

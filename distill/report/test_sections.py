@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill import metrics, statistics
-from distill.format import counted, grouped, interval_text, percent
+from distill.format import counted, grouped, interval_text, nats, percent
 from distill.metrics import Array, calibration_curve, confusion, most_confused, probabilities
 from distill.report import plots
 from distill.report.matplotlib_defaults import imsave
@@ -22,7 +22,7 @@ from distill.report.page import (
     Section,
     Table,
 )
-from distill.report.table_html_csv_latex import Column, ValueTable
+from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.runs.load_run import RunRecord
 from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import is_tested
@@ -31,25 +31,22 @@ from distill.statistics import Interval
 MOST_CONFUSED = 10  # number of pairs of classes shown
 SHOWN = 24  # largest number of mistakes shown
 MOST_PROBABLE = 3  # number of classes shown for a mistake
-
+NATS = "nats"
+# The name of a measure, its value and its 95 % interval, None if there is none, with their unit.
+MeasureRow = tuple[str, tuple[float, str], tuple[float, float, str] | None]
 
 CLASS_COLUMNS = (
     Column("class", is_number=False),
     Column("images", grouped),
-    Column("accuracy", percent),
-    Column("95 % interval", interval_text, ("low", "high")),
-    Column("teacher", percent),
-)
-FIGURE_COLUMNS = (
-    Column("measure", is_number=False),
-    Column("test split"),
-    Column("95 % interval"),
+    Column("accuracy", percent, unit=FRACTION),
+    Column("95 % interval", interval_text, ("low", "high"), unit=FRACTION),
+    Column("teacher", percent, unit=FRACTION),
 )
 PAIR_COLUMNS = (
     Column("class", is_number=False),
     Column("predicted as", is_number=False),
     Column("images", grouped),
-    Column("share of the class", percent),
+    Column("share of the class", percent, unit=FRACTION),
 )
 
 
@@ -84,29 +81,42 @@ def _main_measures(predictions: Predictions) -> Iterator[Block]:
     correct, nll = predictions.is_correct, metrics.nll(logits, labels)
     confidence = probabilities(logits).max(axis=1)
     ece_interval = metrics.ece_interval(confidence, correct)
-    rows: list[tuple[Any, ...]] = [
-        ("accuracy", percent(correct.mean()), interval_text(_wilson_interval(correct)))
-    ]
+    rows: list[MeasureRow] = [("accuracy", *_share_and_interval(correct))]
     if logits.shape[1] > 5:
-        five = metrics.is_in_top(5, logits, labels)
-        rows.append(("top 5", percent(five.mean()), interval_text(_wilson_interval(five))))
-    mean = float(nll.mean())
+        rows.append(("top 5", *_share_and_interval(metrics.is_in_top(5, logits, labels))))
     low, high = statistics.bootstrap(lambda values: float(values.mean()), nll)
-    rows.append(("NLL, nats", f"{mean:.4f}", interval_text((low, high), "{:.4f}".format)))
-    error = metrics.ece(confidence, correct)
-    rows.append(("calibration error", percent(error), interval_text(ece_interval)))
+    rows.append(("NLL", (float(nll.mean()), NATS), (low, high, NATS)))
+    rows.append(
+        (
+            "calibration error",
+            (metrics.ece(confidence, correct), FRACTION),
+            (*ece_interval, FRACTION),
+        )
+    )
     if predictions.teacher_logits is not None:
         same = metrics.is_same_prediction(logits, predictions.teacher_logits)
-        rows.append(
-            (
-                "same prediction as the teacher",
-                percent(same.mean()),
-                interval_text(_wilson_interval(same)),
-            )
-        )
+        rows.append(("same prediction as the teacher", *_share_and_interval(same)))
         kl = metrics.kl_divergence(predictions.teacher_logits, logits)
-        rows.append(("KL(teacher || student), nats", f"{kl.mean():.4f}", ""))
-    yield Table(ValueTable("figures", "", FIGURE_COLUMNS, rows))
+        rows.append(("KL(teacher || student)", (float(kl.mean()), NATS), None))
+    columns = (
+        Column("measure", is_number=False),
+        Column("test split", lambda measured: _in_unit(*measured), ("", "unit")),
+        Column("95 % interval", lambda interval: _interval_in_unit(*interval), ("low", "high")),
+    )
+    yield Table(ValueTable("figures", "", columns, rows))
+
+
+def _share_and_interval(hits: Array) -> tuple[tuple[float, str], tuple[float, float, str]]:
+    """Return the share of hits, and its 95 % interval, both with their unit."""
+    return (float(hits.mean()), FRACTION), (*_wilson_interval(hits), FRACTION)
+
+
+def _in_unit(value: float, unit: str) -> str:
+    return nats(value) if unit == NATS else percent(value)
+
+
+def _interval_in_unit(low: float, high: float, unit: str) -> str:
+    return interval_text((low, high), nats if unit == NATS else percent)
 
 
 def _wilson_interval(hits: Array) -> Interval:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.events import LR, TOTAL, Epoch, Event, Start, Step, loss_name
+from distill.events import TOTAL, Epoch, Event, Start, Step, loss_name
 
 Floats = NDArray[np.float64]
 LARGEST = 1e300  # most that an axis of a figure can show; a float32 is below 4e38
@@ -35,10 +35,6 @@ class Curves:
         return [name for name in names if name.startswith(prefix) and name != total] + [
             name for name in names if name == total
         ]
-
-    @property
-    def lr(self) -> Line | None:
-        return self.steps.get(LR)
 
 
 def curves(events: Sequence[Event]) -> Curves:

@@ -1,7 +1,6 @@
 """Assemble the training state from a recipe."""
 
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import cast
 
@@ -33,7 +32,7 @@ from distill.errors import UnsuitableRecipe
 from distill.losses.objective import Objective
 from distill.models import batch_norm
 from distill.models.features import FeatureExtractor, tap_shapes
-from distill.recipe import schema
+from distill.recipe import lr_schedule, schema
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
@@ -53,28 +52,6 @@ from students.resnet import ResNet
 OPTIMIZER_KEYS = {
     "name", "lr", "bias_lr", "momentum", "betas", "eps", "weight_decay", "decay_norm",
 }  # fmt: skip
-
-
-def lr_schedule(recipe: Recipe, total: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the optimizer step, 0..total-1.
-
-    The recipe's epochs are converted to steps. If the recipe has a budget in minutes, the warm-up
-    is limited to a quarter of the steps: the validation of the recipe cannot compare it with the
-    number of steps, which is measured later.
-    """
-    longest = total if recipe.train.minutes is None else total // 4
-    return partial(
-        optim.lr_at,
-        total=total,
-        warmup=min(round(recipe.optim.warmup_epochs * steps_per_epoch), longest),
-        peak=recipe.optim.lr,
-        schedule=recipe.optim.schedule,
-        min_lr=recipe.optim.min_lr,
-        steps_per_epoch=steps_per_epoch,
-        step_epochs=recipe.optim.step_epochs,
-        milestones=recipe.optim.milestones,
-        gamma=recipe.optim.gamma,
-    )
 
 
 def check_sides(
@@ -275,7 +252,7 @@ def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
 def set_total_steps(run: TrainState, recipe: Recipe, steps: int) -> None:
     """Set the total number of steps, and the learning-rate and augmentation schedules for it."""
     run.total_steps = steps
-    run.lr = lr_schedule(recipe, steps, run.loader.steps_per_epoch)
+    run.lr = lr_schedule.of_recipe(recipe, steps, run.loader.steps_per_epoch)
     run.loader.set_schedule(augment_schedule(recipe, run.epochs))
 
 

@@ -10,7 +10,7 @@ from distill.components.data_pipeline import OPERATIONS
 from distill.components.loss_terms import LOSSES
 from distill.data.augment import crop_flip, mixup_cutmix, ricap
 from distill.losses.objective import LossSchedule
-from distill.recipe import loss_schema, schema
+from distill.recipe import loss_schema, lr_schedule, schema
 from distill.training import optim
 from students.design import Design
 from students.resnet import ResNet
@@ -35,7 +35,7 @@ PAIRS: list[tuple[type[loss_schema.Table], Callable[..., Any]]] = [
     (schema.ResNetKeys, ResNet),
     (schema.Teacher, WideResNet),
     (schema.Optim, optim.optimizer),
-    (schema.Optim, optim.lr_at),
+    (schema.Optim, lr_schedule.lr_at),
 ]
 
 

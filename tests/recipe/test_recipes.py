@@ -7,9 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from distill.recipe import compose as composition
 from distill.recipe import recipes
-from distill.recipe.recipes import RecipeError, load
+from distill.recipe.recipes import Recipe, RecipeError, load
 from students.design import Design
 
 REPO = Path(__file__).parents[2]
@@ -486,3 +488,30 @@ def test_standardising_changes_the_fingerprint_only_if_on(spec: str, name: str) 
     key = f"loss.{name}.standardise"
     assert recipes.fingerprint(load(spec, [f"{key}=false"]).recipe) == plain
     assert recipes.fingerprint(load(spec, [f"{key}=true"]).recipe) != plain
+
+
+def test_changed_values_leave_out_defaults() -> None:
+    recipe = recipes.load("kd", ("optim.lr=0.3", "ema.half_life=2.0")).recipe
+    changed = recipes.changed_values(recipe)
+    assert changed["optim.lr"] == "0.3" and changed["ema.decay"] == "absent"
+    assert "optim.momentum" not in changed and not [key for key in changed if "about" in key]
+    known = recipes.values(recipe)
+    for key, text in changed.items():
+        assert key in known or text in ("absent", recipes.DEFAULTS), key
+
+
+def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
+    for name, path, _ in recipes.shipped():
+        if path.parent.name == "ingredients":
+            continue
+        recipe = recipes.load(name).recipe
+        changed = {k: v for k, v in recipes.changed_values(recipe).items() if v != "absent"}
+        tables: dict[str, Any] = {}
+        for key, text in changed.items():
+            *parents, last = key.split(".")
+            table = tables
+            for parent in parents:
+                table = table.setdefault(parent, {})
+            table[last] = {} if text == recipes.DEFAULTS else tomllib.loads(f"x = {text}")["x"]
+        again = Recipe.model_validate(tables)
+        assert recipes.differences(again, recipe) == [], name

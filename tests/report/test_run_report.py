@@ -1,5 +1,8 @@
 """The page of one run: its sections, what it omits, and hostile names as text."""
 
+import csv
+import io
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -14,12 +17,12 @@ from distill.components import layer_summary
 from distill.errors import Failure, UserError
 from distill.events import Epoch
 from distill.report import comparison, page, run_report
-from distill.report.page import FigureBlock, Page, Paragraph, Preformatted
+from distill.report.page import FigureBlock, Page, Paragraph, Preformatted, Table
 from distill.runs.journal import Journal
 from distill.runs.load_run import RunRecord, read
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import Events
-from tests.runs.records import SCRIPT, averaged_alone, curve_of, hostile, predictions, record
+from tests.runs.records import ALONE, SCRIPT, averaged_alone, curve_of, hostile, predictions, record
 
 LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
 
@@ -107,7 +110,7 @@ def test_report_of_a_real_run_is_complete(written: Path) -> None:
         assert title in text
     for name in known.class_names:
         assert name in text
-    assert known.result["weights"] in text and "temperature = 4.0" in text
+    assert known.result["weights"] in text and "loss.kd.temperature" not in text
     # against the shipped recipe of that name
     assert "What differs from tiny as shipped" in text and "1 → 2" in text
 
@@ -121,7 +124,50 @@ def test_figures_and_tables_lie_beside_it(written: Path) -> None:
     assert {"classes", "confused", "layers", "environment"} <= tables
     assert tables == {path.stem for path in (beside / "tables").glob("*.csv")}
     text = (beside / "tables" / "layers.csv").read_text().splitlines()
-    assert text[0] == "layer,kind,output,parameters"
+    assert text[0] == "layer,kind,output channels,output height,output width,parameters"
+
+
+def test_numbers_in_csv_are_plain_numbers() -> None:
+    known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
+    other = record("alone", 12, *ALONE)
+    of_text = {"about", "recipe", "recipe_differences", "differences_1", "fingerprints"}
+    words_in = {"class", "predicted as", "measure", "test split unit", "layer", "kind", "group"}
+    words_in |= {"run", "first", "second", "by"}
+    checked = set()
+    for made in (run_report.page(known, LAYERS), comparison.page([known, other])):
+        blocks = [block for section in made.sections for block in section.blocks]
+        for grid in (block.grid for block in blocks if isinstance(block, Table)):
+            if grid.name in of_text:
+                continue
+            for row in csv.DictReader(io.StringIO(grid.csv())):
+                for head, cell in row.items():
+                    if head not in words_in:
+                        assert cell == "" or math.isfinite(float(cell)), (grid.name, head, cell)
+                        assert "," not in cell and "%" not in cell
+                        checked.add(head)
+    assert {"test accuracy mean (fraction)", "time (s)", "NLL (nats)", "output height"} <= checked
+    assert {
+        "test split",
+        "95 % interval low (fraction)",
+        "share of the class (fraction)",
+    } <= checked
+
+
+def test_main_measures_have_units_in_csv() -> None:
+    known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
+    blocks = run_report.page(known, LAYERS).sections[1].blocks
+    [grid] = [b.grid for b in blocks if isinstance(b, Table) and b.grid.name == "figures"]
+    assert grid.cells[0] == ["accuracy", "75.00 %", "53.13 – 88.81 %"]  # Wilson's of 15 in 20
+    rows = list(csv.reader(io.StringIO(grid.csv())))
+    assert rows[0][:3] == ["measure", "test split", "test split unit"]
+    assert rows[1][:3] == ["accuracy", "0.75", "fraction"]
+    assert {row[0]: row[2] for row in rows[1:]} == {
+        "accuracy": "fraction",
+        "NLL": "nats",
+        "calibration error": "fraction",
+        "same prediction as the teacher": "fraction",
+        "KL(teacher || student)": "nats",
+    }
 
 
 def test_page_loads_nothing(written: Path) -> None:
@@ -234,6 +280,35 @@ def test_unknown_network_is_reported() -> None:
     assert "The network is unknown" in words(run_report.page(record("a", 9), []))
 
 
+def recipe_grid(known: RunRecord) -> list[list[str]]:
+    [section] = [s for s in run_report.page(known, LAYERS).sections if s.title == "The recipe"]
+    [grid] = [b.grid for b in section.blocks if isinstance(b, Table) and b.grid.name == "recipe"]
+    return grid.cells
+
+
+def test_recipe_table_leaves_out_defaults() -> None:
+    known = record("a", 15, "optim.lr=0.25", "loss.kd.temperature=5", "ema.decay=0.999")
+    rows = dict(row[:2] for row in recipe_grid(known))
+    assert rows["optim.lr"] == "0.25" and rows["loss.kd.temperature"] == "5.0"
+    assert rows["ema"] == "with its defaults" and "optim.momentum" not in rows
+    assert "Keys at their defaults are left out: python cli.py recipes tiny" in words(
+        run_report.page(known, LAYERS)
+    )
+
+
+def test_recipe_table_says_what_set_a_key() -> None:
+    origins = {"optim.lr": "--set", "ema.decay": "recipes/kd.toml", "ema.warmup": "default"}
+    known = record("a", 15, "optim.lr=0.25", "ema.decay=0.999")
+    rows = {
+        key: origin
+        for key, _, origin in recipe_grid(
+            replace(known, environment={"recipe_origins": origins | {"train.epochs": "default"}})
+        )
+    }
+    assert rows["optim.lr"] == "--set" and rows["ema"] == "recipes/kd.toml"
+    assert rows["train.epochs"] == "–"
+
+
 def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
     known = record("a", 15)
     about = known.recipe.about.model_copy(update={"measured_accuracy": 71.46, "seeds": 3})
@@ -310,7 +385,7 @@ def test_linked_files_of_a_report_are_replaced(tmp_path: Path) -> None:
         link.symlink_to(tmp_path / "mine")
     page.write(run_report.page(record("a", 9), LAYERS), tmp_path / "run" / "report.html")
     assert (tmp_path / "mine").read_text() == "mine"
-    assert (tables / "layers.csv").read_text().startswith("layer,kind,output,parameters")
+    assert (tables / "layers.csv").read_text().startswith("layer,kind,output channels,")
 
 
 def test_an_unfinished_run_shows_the_best_so_far() -> None:

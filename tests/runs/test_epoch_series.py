@@ -22,7 +22,6 @@ def test_steps_and_epochs_stand_on_one_axis() -> None:
     assert known.steps["loss/kd"].x.tolist() == [0.5, 1.0, 1.5]
     assert known.steps["loss/kd"].y.tolist() == [4.0, 3.0, 2.0]
     assert known.epochs["top1/val"].x.tolist() == [1, 2]
-    assert known.lr is not None and known.lr.y.tolist() == [0.1, 0.2, 0.1]
 
 
 def test_partial_term_has_a_partial_line() -> None:
@@ -37,7 +36,7 @@ def test_start_without_steps_has_points_at_steps() -> None:
 
 
 def test_a_run_that_only_began_has_no_line() -> None:
-    assert curves(EVENTS[:1]).epochs == {} and curves([]).lr is None
+    assert curves(EVENTS[:1]).epochs == curves([]).epochs == {}
 
 
 def test_long_line_is_thinned_from_end_to_end() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, OneCycleLR, StepLR
 
+from distill.recipe import lr_schedule
 from distill.recipe.schema import OptimizerName
 from distill.training import optim
 
@@ -26,17 +27,17 @@ LR = {"total": 100, "warmup": 10, "peak": 0.4}
     ],
 )
 def test_cosine_at_its_corners(step: int, expected: float) -> None:
-    assert optim.lr_at(step, schedule="cosine", **LR) == pytest.approx(expected)
+    assert lr_schedule.lr_at(step, schedule="cosine", **LR) == pytest.approx(expected)
 
 
 def test_linear_and_constant() -> None:
-    assert optim.lr_at(55, schedule="linear", **LR) == pytest.approx(0.2)
-    assert optim.lr_at(32, schedule="linear", **LR) == pytest.approx(0.4 * 68 / 90)
-    assert optim.lr_at(99, schedule="constant", **LR) == 0.4
+    assert lr_schedule.lr_at(55, schedule="linear", **LR) == pytest.approx(0.2)
+    assert lr_schedule.lr_at(32, schedule="linear", **LR) == pytest.approx(0.4 * 68 / 90)
+    assert lr_schedule.lr_at(99, schedule="constant", **LR) == 0.4
 
 
 def test_no_warm_up_begins_at_the_peak() -> None:
-    assert optim.lr_at(0, total=10, warmup=0, peak=0.1, schedule="cosine") == 0.1
+    assert lr_schedule.lr_at(0, total=10, warmup=0, peak=0.1, schedule="cosine") == 0.1
 
 
 def torchs(scheduler, lr: float, steps: int) -> list[float]:  # type: ignore[no-untyped-def]
@@ -52,7 +53,7 @@ def torchs(scheduler, lr: float, steps: int) -> list[float]:  # type: ignore[no-
 
 def ours(schedule: str, total: int, peak: float, **changes: float) -> list[float]:
     plan = {"total": total, "warmup": 0, "peak": peak, "schedule": schedule} | changes
-    return [optim.lr_at(step, **plan) for step in range(total)]  # type: ignore[arg-type]
+    return [lr_schedule.lr_at(step, **plan) for step in range(total)]  # type: ignore[arg-type]
 
 
 def test_cosine_is_torch_s() -> None:
@@ -112,7 +113,7 @@ FLOOR = 0.07
 def test_floored_cosine_is_torch_s_eta_min() -> None:
     theirs = torchs(lambda sgd: CosineAnnealingLR(sgd, 40, eta_min=FLOOR), 0.3, 41)
     assert ours("cosine", 40, 0.3, min_lr=FLOOR) == pytest.approx(theirs[:40])
-    end = optim.lr_at(40, total=40, warmup=0, peak=0.3, schedule="cosine", min_lr=FLOOR)
+    end = lr_schedule.lr_at(40, total=40, warmup=0, peak=0.3, schedule="cosine", min_lr=FLOOR)
     assert end == pytest.approx(theirs[40]) == pytest.approx(FLOOR)
 
 
@@ -147,11 +148,11 @@ def test_one_cycle_ends_no_lower_for_tiny_floor() -> None:
 
 
 def test_a_floor_leaves_the_warm_up_alone() -> None:
-    rates = [optim.lr_at(k, schedule="cosine", min_lr=0.1, **LR) for k in range(11)]
+    rates = [lr_schedule.lr_at(k, schedule="cosine", min_lr=0.1, **LR) for k in range(11)]
     assert rates == pytest.approx([0.04 * (k + 1) for k in range(10)] + [0.4])
 
 
-@pytest.mark.parametrize("schedule", get_args(optim.Schedule))
+@pytest.mark.parametrize("schedule", get_args(lr_schedule.Schedule))
 def test_a_floor_of_zero_changes_no_bit(schedule: str) -> None:
     assert ours(schedule, 97, 0.3, min_lr=0.0) == [before_floors(schedule, k) for k in range(97)]
 
@@ -177,7 +178,7 @@ def before_floors(schedule: str, step: int) -> float:
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4])
-@pytest.mark.parametrize("schedule", get_args(optim.Schedule))
+@pytest.mark.parametrize("schedule", get_args(lr_schedule.Schedule))
 def test_any_schedule_has_a_rate_for_any_length(schedule: str, total: int) -> None:
     rates = ours(schedule, total, 0.4)
     assert all(0 < rate <= 0.4 for rate in rates)
