@@ -57,6 +57,11 @@ Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # fraction of the epochs, size
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+Mean = Annotated[float, Field(ge=-1_000, le=1_000)]  # of a channel of images in [0, 1]
+Std = Annotated[float, Field(gt=0, le=1_000)]
+ThreeMeans = Annotated[tuple[Mean, Mean, Mean], Field(strict=False)]  # red, green, blue
+ThreeStds = Annotated[tuple[Std, Std, Std], Field(strict=False)]
+MeanAndStd = Annotated[tuple[ThreeMeans, ThreeStds], Field(strict=False)]
 Space = Literal["standard", "wide"]
 OptimizerName = Literal[
     "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
@@ -85,6 +90,11 @@ class Data(Table):
     seed: Seed = 0  # order, augmentation and mixing
     holdout: ShareBelowOne = 0.1  # fraction of the training images
     train_images: Count | None = None  # only this many of the training images, class by class
+    # The mean and std by which the trained network normalises images in [0, 1]: published ones, or
+    # "computed" from the whole train split, or [[red, green, blue], [red, green, blue]]. Absent: by
+    # data set, CIFAR-10's for CIFAR-10 and synthetic, CIFAR-100's, computed for all others. In the
+    # recipe.toml of a run the program sets it, unless it is CIFAR-10's by default.
+    normalize: Literal["cifar10", "cifar100", "computed"] | MeanAndStd | None = None
 
 
 class Crop(Table):
