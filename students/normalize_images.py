@@ -10,6 +10,12 @@ from torch import Tensor, nn
 # 0.48215841 0.44653091 and 0.24703223 0.24348513 0.26158784.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2471, 0.2435, 0.2616)
+# By data set; those of CIFAR-100 are as in the CRD benchmark (HobbitLong/RepDistiller,
+# dataset/cifar100.py).
+KNOWN = {
+    "cifar10": (MEAN, STD),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
 
 
 class Normalize(nn.Module):
@@ -28,6 +34,11 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+
+def normalises(net: nn.Module) -> bool:
+    """Whether a network normalises its images; the user's own code may do so itself."""
+    return isinstance(getattr(net, "normalize", None), Normalize)
 
 
 @torch.no_grad()

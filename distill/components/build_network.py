@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components import normalisation
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
 from distill.models import checkpoint, cost
@@ -19,6 +20,7 @@ from networks import by_name, own_code
 from networks.network_catalogue import is_own
 from students import whitened_stem
 from students.design import Design
+from students.normalize_images import normalises, set_normalisation
 from students.resnet import ResNet
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -45,8 +47,16 @@ def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Desi
 def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     """Build the network that a run trains; initial weights are drawn from torch's generator.
 
+    It normalises images as `data.normalize` says, or by CIFAR-10's mean and std if that is absent.
     Raises UnsuitableRecipe if a student is over budget, UserError if the network cannot be built.
     """
+    net = _with_random_weights(recipe, role, n_classes)
+    if recipe.data.normalize is not None and normalises(net):
+        set_normalisation(net, *normalisation.constants(recipe))
+    return net
+
+
+def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     described = network_table(recipe, role)
     if network_cost.is_residual(described):
         return ResNet(build_design(recipe, n_classes, role), **described.rates())

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Literal
@@ -28,6 +28,8 @@ class ImageSet:
     images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; channels are last in memory after `subset`
     labels: NDArray[np.int64]  # [N], each in 0..n_classes-1
     class_names: tuple[str, ...]
+    # The data set whose published mean and std normalise the images; None if unknown.
+    normalised_as: Literal["cifar10", "cifar100"] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -113,7 +115,7 @@ def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
     pixels = np.empty((len(chosen), *interleaved.shape[1:]), dtype=np.uint8)
     for start in range(0, len(chosen), 1000):  # temporary copies of 3 MB, not of the whole set
         pixels[start : start + 1000] = interleaved[chosen[start : start + 1000]]
-    part = ImageSet(pixels.transpose(0, 3, 1, 2), images.labels[chosen], images.class_names)
+    part = replace(images, images=pixels.transpose(0, 3, 1, 2), labels=images.labels[chosen])
     if "digests" in vars(images):  # hashing again would take a third of the start-up time
         vars(part)["digests"] = [images.digests[i] for i in chosen]
     return part

@@ -366,6 +366,23 @@ def with_source(recipe: Recipe, source: str) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
 
 
+def with_data_of(recipe: Recipe, earlier: Recipe) -> Recipe:
+    """Return a typed recipe with what it leaves to its images filled in from a run's recipe.
+
+    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.normalize` is
+    CIFAR-10's, and the values of "computed" are known.
+    """
+    typed, known = recipe.data.normalize, earlier.data.normalize
+    is_same = (typed == "computed" and isinstance(known, tuple)) or (
+        typed == "cifar10" and known is None
+    )
+    if typed is None or is_same:
+        return recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"normalize": known})}
+        )
+    return recipe
+
+
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """Return the recipe with this seed for initial weights and for data."""
     return recipe.model_copy(

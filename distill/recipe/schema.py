@@ -57,6 +57,11 @@ Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
 Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # fraction of the epochs, size
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
+Mean = Annotated[float, Field(ge=-1_000, le=1_000)]  # of a channel of images in [0, 1]
+Std = Annotated[float, Field(gt=0, le=1_000)]
+ThreeMeans = Annotated[tuple[Mean, Mean, Mean], Field(strict=False)]  # red, green, blue
+ThreeStds = Annotated[tuple[Std, Std, Std], Field(strict=False)]
+MeanAndStd = Annotated[tuple[ThreeMeans, ThreeStds], Field(strict=False)]
 Space = Literal["standard", "wide"]
 OptimizerName = Literal[
     "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
@@ -96,6 +101,11 @@ class Data(Table):
     """The fraction of the training images that is held out to select the best epoch; 0: none."""
     train_images: Count | None = None
     """Train on this many of the training images only, with all classes alike."""
+    normalize: Literal["cifar10", "cifar100", "computed"] | MeanAndStd | None = None
+    """The mean and std by which the trained network normalises images in [0, 1]: published ones,
+    or `computed` from the whole train split, or [[red, green, blue], [red, green, blue]]; absent:
+    by data set. A run writes them to its recipe.toml, unless they are CIFAR-10's by default.
+    """
 
 
 class Crop(Table):

@@ -87,8 +87,9 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
             key = ".".join(map(str, detail["loc"]))
             yield Fault(key, detail["input"], f"is not a key{did_you_mean(_nearest_key(key))}")
         else:
-            key = _known_key(detail["loc"])
-            is_element = detail["type"] == "missing" and key != ".".join(map(str, detail["loc"]))
+            key, location = _known_key(detail["loc"]), ".".join(map(str, detail["loc"]))
+            # What is missing below a key is an element of its list.
+            is_element = detail["type"] == "missing" and location != key
             kinds.setdefault(key, set()).add("too_short" if is_element else detail["type"])
     for key, types_of_key in kinds.items():
         if "missing" in types_of_key:

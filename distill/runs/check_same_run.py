@@ -30,7 +30,8 @@ TESTED = {  # keys of "data" in result.json that identify the test split
 def check_same(folder: RunFolder, recipe: Recipe) -> None:
     """Raise UserError, listing the keys that differ, if the run began with another recipe.
 
-    If `recipe` names no teachers, the run's teachers are used. Teachers may have moved to other
+    If `recipe` names no teachers, the run's teachers are used, and if it does not say how images
+    are normalised, the run's mean and std. Teachers may have moved to other
     folders, but their weights must be unchanged: they are compared here for a finished run, and
     with the checkpoint when an unfinished run is resumed. Runs that began with an earlier version's
     TrivialAugment are refused, since its strengths and its place in the augmentation order have
@@ -45,6 +46,7 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
+    recipe = recipes.with_data_of(recipe, began_with)
     differing = {line.split(":")[0]: line for line in recipes.differences(began_with, recipe)}
     changed = [
         line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}

@@ -103,7 +103,8 @@ def _why_other_run(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -
     metric = trials.sweep.metric
     try:
         recipe, planned = recipes.read(folder.recipe), trials.sweep.trial_recipe(best["values"])
-        if training_fingerprint(recipe) != training_fingerprint(planned.recipe):
+        same_data = recipes.with_data_of(planned.recipe, recipe)
+        if training_fingerprint(recipe) != training_fingerprint(same_data):
             return f"{folder.path} has another run: its recipe is not that of the trial"
         result = folder.result()
         prints = recipes.fingerprint_as_written(folder.recipe), recipes.fingerprint(recipe)

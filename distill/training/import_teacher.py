@@ -1,7 +1,6 @@
 """Make a teacher's run folder from weights that another program trained."""
 
 import json
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from distill.components import fingerprints
 from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.data_pipeline import split_images
+from distill.components.normalisation import with_values
 from distill.components.read_test_split import identify_test, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
@@ -26,14 +26,9 @@ from distill.runs.run_folder import RunFolder
 from distill.training import environment
 from networks import crd_weight_names
 from networks.network_catalogue import is_own
-from students import normalize_images
+from students.normalize_images import KNOWN, set_normalisation
 
-# Mean and standard deviation of red, green and blue over the training images, in [0, 1]; those of
-# CIFAR-100 as in the CRD benchmark (HobbitLong/RepDistiller, dataset/cifar100.py).
-KNOWN = {
-    "cifar10": (normalize_images.MEAN, normalize_images.STD),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
+LARGEST = 1_000  # mean or std, as in `data.normalize`
 NAME = "imported"  # the run's recipe in tables
 RECIPE = environment.ROOT / "recipes" / "import" / "teacher.toml"
 
@@ -80,10 +75,11 @@ def normalisation(
                 "Type --mean R,G,B --std R,G,B, for images in [0, 1]."
             )
         return KNOWN[source]
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not all(map(math.isfinite, mean + std)):
+    is_in_range = all(-LARGEST <= value <= LARGEST for value in mean + std)  # false for NaN
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not is_in_range:
         raise UserError(
             "--mean and --std are three numbers each, for red, green and blue; those of --std are "
-            "above 0."
+            f"above 0, and none is above {LARGEST:,}."
         )
     return mean, std
 
@@ -101,6 +97,7 @@ def import_teacher(
     folder = RunFolder(request.out)
     run_folder.check_out(folder, resume=False)
     recipe, accel = with_code(request.recipe, "teacher"), evaluation_accelerator()
+    recipe = with_values(recipe, request.normalisation)
     source = recipe.data.source
     load_data_set.check(source)
     images = load_data_set.load(source, "train", progress=progress)
@@ -110,8 +107,8 @@ def import_teacher(
     translate = partial(crd_weight_names.translate, recipe.teacher.network)
     weights = foreign_weights.read(request.weights)
     foreign_weights.load_into(net, weights, str(request.weights), translate)
-    if request.normalisation is not None:
-        normalize_images.set_normalisation(net, *request.normalisation)
+    if request.normalisation is not None:  # the file may have other values
+        set_normalisation(net, *request.normalisation)
     with lock.hold_lock(folder.path):
         run_folder.check_out(folder, resume=False)
         start = Start(

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from distill.components import fingerprints
+from distill.components import fingerprints, normalisation
 from distill.components.build_accelerator import build_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.check_processes import check_same_inputs
@@ -23,7 +23,7 @@ from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
 from distill.data.sources import load_data_set
-from distill.data.sources.load_data_set import Progress
+from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import Failure, RaisedByAll, UserError
 from distill.evaluation import final_test, write_results
 from distill.evaluation.predict_split import evaluate_network
@@ -159,8 +159,9 @@ def _prepare(
     with accel.main_process_first():  # one process decodes, the others read the cache
         images = load_data_set.load(source, "train", progress=progress)
         test = identify_test(source, images, progress=progress)
-    split = split_images(request.recipe, images)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
+    request = replace(request, recipe=_with_normalisation(request.recipe, images, earlier))
+    split = split_images(request.recipe, images)
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
     passed_over = selection.notes_on_broken_runs(request.recipe, earlier, places)
     chosen = selection.resolve_teachers(
@@ -205,6 +206,18 @@ def _prepare(
         described |= {"sources": hashes} if len(hashes) > 1 else {}
         run_folder.write_json(folder.environment, described)
     return PreparedRun(request, split, teacher, state, test, notes)
+
+
+def _with_normalisation(recipe: Recipe, images: ImageSet, earlier: Recipe | None) -> Recipe:
+    """Return the recipe with the mean and std of the resumed run, or of the images for a new run.
+
+    `earlier`: the recipe of the run that is resumed; None for a new run.
+    """
+    if earlier is None:
+        return normalisation.resolve(recipe, images)
+    recipe = recipes.with_data_of(recipe, earlier)
+    is_known = recipe.data.normalize == earlier.data.normalize
+    return recipe if is_known else normalisation.resolve(recipe, images)
 
 
 def _source_hashes(folder: RunFolder) -> list[str]:

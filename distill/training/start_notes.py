@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from distill.components import normalisation
 from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
@@ -19,6 +20,7 @@ from distill.teacher.teacher import OneTeacherPerView
 from distill.teacher.view_cache import CachedTeacher
 from distill.training import environment
 from distill.training.state import TrainState
+from students.normalize_images import normalises
 
 WIDE_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
 DEPENDS = {  # keys that cached logits depend on, and their names in messages
@@ -45,12 +47,19 @@ def start_notes(
 
     `teacher_top1`: the teacher's measured accuracy, 0..1; None without a teacher.
     """
+    yield from _normalisation_note(state, recipe)
     yield from _resolution_notes(state)
     yield from _views_per_teacher_note(state, recipe)
     yield from _cache_notes(state)
     yield from _overlap_note(test)
     yield from _recipe_notes(recipe, split, teacher_top1)
     yield from _cpu_precision_note(state, recipe)
+
+
+def _normalisation_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """Yield a note on the images' mean and std, if they are not CIFAR-10's by default."""
+    if normalises(state.model) and (note := normalisation.note(recipe)):
+        yield note
 
 
 def _resolution_notes(state: TrainState) -> Iterator[str]:

@@ -33,7 +33,8 @@ ALONE = [path.stem for path in FILES if path.parent.name != "ingredients"]
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_shipped_recipe_loads(path: Path) -> None:
-    spec = f"kd+{path.stem}" if path.parent.name == "ingredients" else path.stem
+    base = "crd_cifar100" if path.stem.startswith("published_") else "kd"
+    spec = f"{base}+{path.stem}" if path.parent.name == "ingredients" else path.stem
     resolved = load(spec)
     assert resolved.name == spec
     assert recipes.loads(recipes.dumps(resolved.recipe), spec) == resolved.recipe

@@ -8,7 +8,7 @@ memory, never extracted.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Layout:
     meta: str
     names_key: str  # key of the class names in the meta file
     labels_key: str  # key of the labels in each batch file
+    normalised_as: Literal["cifar10", "cifar100"]  # see ImageSet
 
 
 CIFAR10 = Layout(
@@ -44,6 +45,7 @@ CIFAR10 = Layout(
     meta="batches.meta",
     names_key="label_names",
     labels_key="labels",
+    normalised_as="cifar10",
 )
 CIFAR100 = Layout(
     title="CIFAR-100",
@@ -53,6 +55,7 @@ CIFAR100 = Layout(
     meta="meta",
     names_key="fine_label_names",
     labels_key="fine_labels",
+    normalised_as="cifar100",
 )
 LAYOUTS = (CIFAR10, CIFAR100)
 
@@ -153,7 +156,7 @@ def load(batches: Batches, split: Split) -> ImageSet:
         labels = np.concatenate([labels for _, labels in parts])
         faults += _empty_classes(labels, meta.class_names, split)
         if not faults:
-            return ImageSet(images, labels, meta.class_names)
+            return ImageSet(images, labels, meta.class_names, layout.normalised_as)
     raise data_error(str(batches.path), faults, _advice(layout))
 
 

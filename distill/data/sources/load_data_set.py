@@ -7,6 +7,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ def load(source: str, split: Split, *, progress: Progress | None = None) -> Imag
     location = _locate(source)
     if isinstance(location, Batches):
         return cifar.load(location, split)
-    return class_folders.load(location, split, progress)
+    images = class_folders.load(location, split, progress)
+    if source in NAMED:  # stored as class folders
+        return replace(images, normalised_as=NAMED[source].normalised_as)
+    return images
 
 
 def check(source: str) -> None:

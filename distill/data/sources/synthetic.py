@@ -40,7 +40,7 @@ def draw(split: Split) -> ImageSet:
     bits = Philox(SEEDS[split])
     chunks = [_chunk(bits) for _ in range(SIZES[split] // CHUNK)]
     labels = np.arange(SIZES[split], dtype=np.int64) % len(CLASS_NAMES)
-    return ImageSet(np.concatenate(chunks), labels, CLASS_NAMES)
+    return ImageSet(np.concatenate(chunks), labels, CLASS_NAMES, normalised_as="cifar10")
 
 
 def _uniform(bits: Philox, *shape: int, low: float = 0.0, high: float = 1.0) -> Floats:
