@@ -25,6 +25,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.files.run_json_schemas",
     "distill.files.escape_text",
     "distill.files.redact_urls",
+    "distill.files.pickle_machine",
     "distill.runs.lock",
     "distill.runs.run_folder",
     "distill.runs.check_same_run",

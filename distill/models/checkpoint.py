@@ -11,31 +11,23 @@ import hashlib
 import io
 import json
 import os
-import pickle
-import pickletools
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import regular_file, run_json_schemas
 from distill.files.regular_file import InvalidFile
-from distill.models import out_of_memory
+from distill.models import safetensors_files, torch_files
+from distill.models.safetensors_files import InvalidSafetensors
 from distill.runs.run_folder import foreign_in, write_bytes
 
 FORMAT = 2  # version of the checkpoint format
 LARGEST_STATE = 16 << 30  # bytes: enough for 10^9 weights, their average and Adam's two buffers
-LARGEST_PICKLE = 8 << 20  # bytes of the pickle that describes a checkpoint's tensors
-CALLED_PACKAGES = ("torch", "collections")  # packages whose functions this pickle may call
-LONGEST_NAME = 60  # characters of a function's name in a message
-LARGEST_HEADER = 16 << 20  # bytes of a weights file that are not tensors
 
 
 class DamagedCheckpoint(Exception):
@@ -112,53 +104,17 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with another checkpoint format wrote it.
     """
     state, progress = read_verified(folder)
-    if reason := _fault_of_archive(state):
-        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt {reason}")
     try:
-        tensors = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as fault:  # checkpoints of this program contain no calls
+        tensors = torch_files.loads(state)
+    except torch_files.RunsCode as fault:  # checkpoints of this program contain no calls
         raise DamagedCheckpoint(
-            f"{folder} tries to run code, and is not loaded: {fault}"
+            f"{folder} tries to run code, and is not loaded: {fault.name}"
         ) from fault
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError) as fault:
-        if out_of_memory.is_out_of_memory(fault):
-            raise
-        raise DamagedCheckpoint(
-            f"{folder} is damaged: its state.pt is not what torch wrote"
-        ) from fault
+    except torch_files.InvalidTorchFile as fault:
+        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt {fault}") from fault
     if not isinstance(tensors, dict):
         raise DamagedCheckpoint(f"{folder} is damaged: its state.pt holds no state dicts")
     return tensors, progress
-
-
-def _fault_of_archive(state: bytes) -> str:
-    """Return why a state.pt is unsafe to load or not written by torch; empty if it is safe.
-
-    A file that is not torch's could take much more memory than its own size. torch writes its
-    records uncompressed, and its pickle calls only functions of torch and collections, whereas
-    torch.load would also call bytearray with any size.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(state)) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                return "has compressed records"
-            pickles = [each for each in members if each.filename.lower().endswith(".pkl")]
-            if sum(member.file_size for member in pickles) > LARGEST_PICKLE:
-                return f"describes its tensors in more than {LARGEST_PICKLE:,} bytes"
-            return next(filter(None, (_fault_of_pickle(archive.read(p)) for p in pickles)), "")
-    except Exception:  # a damaged archive makes zipfile fail in many ways
-        return "is not what torch wrote"
-
-
-def _fault_of_pickle(content: bytes) -> str:
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL":
-            if str(argument).split()[0].split(".")[0] not in CALLED_PACKAGES:
-                return f"calls {str(argument)[:LONGEST_NAME]}"
-        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            return f"has {opcode.name}, which torch does not write"
-    return ""
 
 
 def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -243,19 +199,15 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
     expected = net.state_dict()
     n_bytes = sum(tensor.nbytes for tensor in expected.values())
     try:
-        content = regular_file.content_of(path, n_bytes + LARGEST_HEADER)
+        content = regular_file.content_of(path, n_bytes + safetensors_files.LARGEST_HEADER)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(
                 f"{path} is not the file that its run wrote: its sha256 differs.\n"
                 "Restore it, or train it again in another --out."
             )
-        weights = from_bytes(content)
-    except (OSError, InvalidFile, SafetensorError) as fault:
+        weights = safetensors_files.loads(content)
+    except (OSError, InvalidFile, InvalidSafetensors) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
-    except KeyError as fault:  # a type of safetensors that its reader for torch does not support
-        raise UserError(
-            f"{path} does not hold the weights of this network: it has tensors of type {fault}."
-        ) from fault
     misfits = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],

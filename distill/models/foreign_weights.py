@@ -1,29 +1,31 @@
 """Read weights that another program saved, and match them with a network of this project."""
 
-import io
-import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import regular_file
 from distill.files.escape_text import visible
+from distill.files.pickle_machine import text, type_name
 from distill.files.regular_file import InvalidFile
-from distill.models import out_of_memory
+from distill.models import safetensors_files, torch_files
+from distill.models.safetensors_files import InvalidSafetensors
+from distill.models.torch_files import InvalidTorchFile, RunsCode
 
 LARGEST = 16 << 30  # bytes of a weights file
-PICKLED = (b"PK", b"\x80")  # the first bytes of what torch.save writes, today and before 1.6
 DEEPEST = 4  # levels of dictionaries around the weights
 # Keys under which programs save a network's weights beside other things, in order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 MOST_LISTED = 20  # names in a message
+LONGEST_NAME = 100  # characters of a name in a message
+SAVE_ALONE = "Save its weights alone where you trained it: torch.save(net.state_dict(), FILE)."
 NORMALISATION = ("normalize.mean", "normalize.std")
 
 Weights = dict[str, Tensor]
@@ -43,27 +45,22 @@ def read(path: Path) -> Weights:
         raise UserError(f"{path} cannot be read: {fault}.") from fault
     if path.suffix == ".safetensors":
         try:
-            return without_prefixes(from_bytes(content))
-        except (SafetensorError, KeyError) as fault:
-            raise UserError(f"{path} is not a valid safetensors file: {fault}.") from fault
+            return without_prefixes(safetensors_files.loads(content))
+        except InvalidSafetensors as fault:
+            raise UserError(f"{path} is not a valid safetensors file: it {fault}.") from fault
     return without_prefixes(unwrapped(_unpickled(path, content), path))
 
 
 def _unpickled(path: Path, content: bytes) -> Any:
-    if not content.startswith(PICKLED):
-        raise UserError(f"{path} is not a file that torch.save wrote.")
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as fault:
+        return torch_files.loads(content)
+    except RunsCode as fault:
         raise UserError(
-            f"{path} contains more than tensors, and reading it would run code: "
-            f"{visible(str(fault).splitlines()[0])}\n"
-            "Save its weights alone where you trained it: torch.save(net.state_dict(), FILE)."
+            f"{path} contains more than tensors, and reading it would run code: {fault.name}\n"
+            f"{SAVE_ALONE}"
         ) from fault
-    except Exception as fault:
-        if out_of_memory.is_out_of_memory(fault):
-            raise
-        raise UserError(f"{path} is not a file that torch.save wrote.") from fault
+    except InvalidTorchFile as fault:
+        raise UserError(f"{path} cannot be read: it {fault}.\n{SAVE_ALONE}") from fault
 
 
 def unwrapped(content: Any, path: Path) -> Weights:
@@ -74,19 +71,19 @@ def unwrapped(content: Any, path: Path) -> Weights:
     for _ in range(DEEPEST):
         if not isinstance(content, Mapping):
             break
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        inner = {str(k): v for k, v in content.items() if isinstance(v, Mapping)}
+        tensors = {text(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        inner = {text(k): v for k, v in content.items() if isinstance(v, Mapping)}
         named = [key for key in WRAPPERS if key in inner]
         if tensors and not named:
             return tensors
         if not named and len(inner) != 1:
             break
         content = inner[named[0] if named else next(iter(inner))]
-    found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    names = map(text, islice(content, MOST_LISTED)) if isinstance(content, Mapping) else ()
+    found = ", ".join(names) or type_name(content)
     raise UserError(
         f"{path} contains no dictionary of tensors under a usual name ({', '.join(WRAPPERS)}); "
-        f"found: {visible(found[:200])}.\n"
-        "Save its weights alone: torch.save(net.state_dict(), FILE)."
+        f"found: {visible(found[:200])}.\n{SAVE_ALONE}"
     )
 
 
@@ -104,21 +101,40 @@ def load_into(
     """Load weights under their own names or under those that `translate` returns.
 
     A network of timm or of the user's own code has its weights under `net.`. The network's own
-    normalisation is not expected. Raises UserError that lists all missing and unknown names and
-    all differing shapes; `what` names the file.
+    normalisation is not expected. Raises UserError that lists all missing, unknown and repeated
+    names, all differing shapes and types, and the weights that are not finite; `what` names the
+    file.
     """
     expected = net.state_dict()
-    renamed = _best_names(weights, expected, translate)
+    renamed, repeated = _best_names(weights, expected, translate)
     missing = [n for n in expected if n not in renamed and n not in NORMALISATION]
     counters = [name for name in missing if name.endswith("num_batches_tracked")]
     missing = [name for name in missing if name not in counters]
     unknown = [name for name in renamed if name not in expected]
+    pairs = [(name, renamed[name], expected[name]) for name in expected if name in renamed]
     shapes = [
-        f"{name} {list(renamed[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in renamed and renamed[name].shape != tensor.shape
+        f"{name} {list(found.shape)} instead of {list(tensor.shape)}"
+        for name, found, tensor in pairs
+        if found.shape != tensor.shape
     ]
-    lists = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    types = [
+        f"{name} {_dtype(found)} instead of {_dtype(tensor)}"
+        for name, found, tensor in pairs
+        if _kind(found) != _kind(tensor)
+    ]
+    infinite = [
+        name
+        for name, found, tensor in pairs
+        if found.shape == tensor.shape and not _is_finite(found, tensor.dtype)
+    ]
+    lists = {
+        "missing": missing,
+        "unknown": unknown,
+        "twice, under two names": repeated,
+        "of another shape": shapes,
+        "of another type": types,
+        "not finite": infinite,
+    }
     if faults := [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]:
         raise UserError(
             f"{what} does not hold the weights of {type(net).__name__}:\n  " + "\n  ".join(faults)
@@ -129,16 +145,40 @@ def load_into(
 
 def _best_names(
     weights: Weights, expected: Mapping[str, Tensor], translate: Callable[[str], str | None]
-) -> Weights:
-    """Return the weights under the names, own or translated, that the network expects most of."""
-    candidates = [
-        weights,
-        {f"net.{name}": tensor for name, tensor in weights.items()},
-        {translate(name) or name: tensor for name, tensor in weights.items()},
+) -> tuple[Weights, list[str]]:
+    """Return the weights under the names, own or translated, that the network expects most of.
+
+    The second value lists names that two tensors would have.
+    """
+    candidates: list[Callable[[str], str]] = [
+        lambda name: name,
+        lambda name: f"net.{name}",
+        lambda name: translate(name) or name,
     ]
-    return max(candidates, key=lambda renamed: len(renamed.keys() & expected.keys()))
+    rename = max(candidates, key=lambda rename: len(set(map(rename, weights)) & expected.keys()))
+    counts = Counter(map(rename, weights))
+    renamed = {rename(name): tensor for name, tensor in weights.items()}
+    return renamed, [name for name, n in counts.items() if n > 1]
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return whether a tensor has floating-point numbers, integers or others."""
+    if tensor.is_floating_point():
+        return "float"
+    return "other" if tensor.is_complex() or tensor.dtype == torch.bool else "integer"
+
+
+def _is_finite(weights: Tensor, dtype: torch.dtype) -> bool:
+    """Whether weights are finite in another type; those of float64 may overflow in float32."""
+    if weights.is_floating_point() and dtype.is_floating_point:
+        weights = weights.to(dtype)
+    return bool(weights.isfinite().all())
 
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return visible(", ".join(names[:MOST_LISTED])) + more
+    return visible(", ".join(name[:LONGEST_NAME] for name in names[:MOST_LISTED])) + more

@@ -242,8 +242,8 @@ def _check_means(name: str, saved: Mapping[str, Any], terms: Collection[str], st
     if not isinstance(sums, Tensor):
         raise UnfitState(f"{name} sums is {_type_name(sums)}, not a tensor")
     # An expanded tensor with billions of rows takes no memory, but its mean takes hours.
-    if not _is_plain(sums) or not sums.is_contiguous():
-        raise UnfitState(f"{name} sums is no plain tensor")
+    if not sums.is_contiguous():
+        raise UnfitState(f"{name} sums is an expanded tensor")
     if sums.dim() != 2 or not len(sums) or sums.shape[1] != len(counts):
         raise UnfitState(f"{name} sums have shape {[*sums.shape]}, not [processes, {len(counts)}]")
     if not sums.is_floating_point():
@@ -254,23 +254,12 @@ def _check_tensor(name: str, value: Any, expected: Tensor) -> None:
     """Raise UnfitState unless the value is a finite tensor of the expected shape and type."""
     if not isinstance(value, Tensor):
         raise UnfitState(f"{name} is {_type_name(value)}, not a tensor")
-    if not _is_plain(value):
-        raise UnfitState(f"{name} is no plain tensor")
     if value.shape != expected.shape:
         raise UnfitState(f"{name} has shape {[*value.shape]}, not {[*expected.shape]}")
     if value.dtype != expected.dtype:
         raise UnfitState(f"{name} is {_dtype_name(value)}, not {_dtype_name(expected)}")
     if not value.isfinite().all():
         raise UnfitState(f"{name} is not finite")
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is dense, on the CPU, and neither nested nor quantised."""
-    return (
-        tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.is_nested or tensor.is_quantized)
-    )
 
 
 def _check_number(name: str, value: Any, kind: type, least: int, most: int) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.models import checkpoint, epoch_weights
+from distill.models import checkpoint, epoch_weights, torch_files
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs.run_folder import RunFolder
 
@@ -64,12 +64,12 @@ def saved(tensors: object, method: int) -> bytes:
 @pytest.mark.parametrize(
     ("state", "fault"),
     [
-        (archive(call_of("builtins", "bytearray")), "calls builtins bytearray"),
-        (archive(call_of("__builtin__", "bytearray")), "calls __builtin__ bytearray"),
-        (archive(b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93."), "has STACK_GLOBAL"),
-        (archive(b"]" * (checkpoint.LARGEST_PICKLE + 1)), "describes its tensors in more than"),
+        (archive(call_of("builtins", "bytearray")), "tries to run code.*: builtins.bytearray"),
+        (archive(call_of("__builtin__", "bytearray")), "tries to run code.*: __builtin__.bytear"),
+        (archive(b"\x80\x04\x8c\x08builtins\x8c\x09bytearray\x93."), "tries to run code"),
+        (archive(b"]" * (torch_files.LARGEST_PICKLE + 1)), "describes its tensors in more than"),
         (saved({"a": torch.zeros(1000)}, zipfile.ZIP_DEFLATED), "has compressed records"),
-        (call_of("builtins", "bytearray"), "is not what torch wrote"),
+        (call_of("builtins", "bytearray"), "is not what torch.save writes"),
     ],
     ids=["builtins", "builtin", "stack", "long", "deflated", "legacy"],
 )
@@ -77,7 +77,7 @@ def test_state_that_takes_memory_is_refused(tmp_path: Path, state: bytes, fault:
     written(tmp_path, state)
     tracemalloc.start()
     try:
-        with pytest.raises(DamagedCheckpoint, match=f"is damaged: its state.pt {fault}"):
+        with pytest.raises(DamagedCheckpoint, match=fault):
             checkpoint.load(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < BIG // 2
     finally:

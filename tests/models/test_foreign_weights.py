@@ -81,8 +81,8 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pth", b"no file of torch", "a.pth is not a file that torch.save wrote"),
-        ("a.safetensors", b"\x08", "a.safetensors is not a valid safetensors file"),
+        ("a.pth", b"no file of torch", "a.pth cannot be read: it is not what torch.save writes"),
+        ("a.safetensors", b"\x08", "a.safetensors is not a valid safetensors file: it is damaged"),
         ("a.pth", {"lr": 1.0, "a": {}, "b": {}}, "no dictionary of tensors.*found: lr, a, b"),
         ("a.pth", [1, 2], "no dictionary of tensors.*found: list"),
     ],
@@ -130,3 +130,31 @@ def test_own_names_are_accepted_without_translation() -> None:
     other = by_name.build("timm/test_resnet", classes=7).eval()
     foreign_weights.load_into(other, inner, "a.pth", lambda name: None)
     assert torch.equal(other(IMAGES), net(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"fc.bias": torch.full((7,), float("nan"))}, "not finite: head.bias"),
+        ({"fc.bias": torch.full((7,), float("-inf"))}, "not finite: head.bias"),
+        ({"fc.bias": torch.full((7,), 1e300, dtype=torch.float64)}, "not finite: head.bias"),
+        ({"fc.bias": torch.ones(7).long()}, "of another type: head.bias int64 instead of float32"),
+        ({"fc.bias": torch.ones(7).bool()}, "of another type: head.bias bool instead of float32"),
+        ({"fc.bias": torch.ones(7) * 1j}, "type: head.bias complex64 instead of float32"),
+        ({"head.bias": torch.ones(7)}, "twice, under two names: head.bias"),
+        ({"x" * 5000: torch.ones(7)}, "unknown: " + "x" * 100),
+    ],
+)  # fmt: skip
+def test_unusable_tensor_is_named(change: dict[str, torch.Tensor], fault: str) -> None:
+    state = dict(published("resnet20", 7).state_dict())
+    with pytest.raises(UserError) as caught:
+        loaded("resnet20", state | change)
+    assert [line.endswith(fault) for line in str(caught.value).splitlines()[1:]] == [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions_are_converted(dtype: torch.dtype) -> None:
+    state = dict(published("resnet20", 7).state_dict())
+    bias = torch.arange(7.0)
+    net = loaded("resnet20", state | {"fc.bias": bias.to(dtype)})
+    assert torch.equal(net.state_dict()["head.bias"], bias)

@@ -135,8 +135,6 @@ def mapped(name: str, change: Callable[[Tensor], object]) -> Callable[[Tensors],
     [
         (put("exp_avg", torch.zeros(1)), "exp_avg of parameter 0 has shape [1], not ["),
         (mapped("exp_avg_sq", Tensor.double), "is float64, not float32"),
-        (mapped("exp_avg_sq", Tensor.to_sparse), "is no plain tensor"),
-        (mapped("exp_avg_sq", lambda tensor: tensor.to("meta")), "is no plain tensor"),
         (mapped("exp_avg", Tensor.tolist), "exp_avg of parameter 0 is a list, not a tensor"),
         (mapped("exp_avg", lambda tensor: tensor * torch.nan), "exp_avg of parameter 0 is not fin"),
         (put("step", torch.tensor(3.0)), "step of parameter 0 is 3, not one of 0 to 2"),
@@ -174,7 +172,7 @@ def test_unfit_optimizer_state_is_refused(
     [
         (
             "adan",
-            lambda tensors: tensors["optimizer"]["param_groups"][0].update(step=10**400),
+            lambda tensors: tensors["optimizer"]["param_groups"][0].update(step=10**18),
             "step of group 0 is 1000",
         ),
         (
@@ -264,7 +262,6 @@ def replaced(part: str, change: Callable[[Tensor], object]) -> Callable[[Tensors
     [
         (lambda tensor: tensor[:1], "has shape [1, "),
         (Tensor.double, "is float64, not float32"),
-        (Tensor.to_sparse, "is no plain tensor"),
         (lambda tensor: tensor * torch.inf, "is not finite"),
         (lambda tensor: "x", "is a str, not a tensor"),
     ],
@@ -315,7 +312,7 @@ def replace_mean(tensors: Tensors) -> None:
         ({"sums": [[1.0, 1.0]]}, "sums is a list, not a tensor"),
         ({"sums": torch.ones(2)}, "sums have shape [2]"),
         ({"sums": torch.ones(0, 2)}, "sums have shape [0, 2]"),
-        ({"sums": torch.ones(1, 2).expand(10**12, 2)}, "sums is no plain tensor"),
+        ({"sums": torch.ones(1, 2).expand(10**12, 2)}, "sums is an expanded tensor"),
         ({"sums": torch.ones(1, 2, dtype=torch.long)}, "sums are int64"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 
 from distill.errors import Failure, UserError
 from distill.events import End, Epoch, Start, Step
-from distill.models import checkpoint
+from distill.models import checkpoint, torch_files
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
 from distill.runs.journal import Journal, read
@@ -320,7 +320,7 @@ def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_state_that_torch_cannot_load_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(
-        DamagedCheckpoint, match="last is damaged: its state.pt is not what torch wrote"
+        DamagedCheckpoint, match="last is damaged: its state.pt is not what torch.save writes"
     ):
         checkpoint.load(forged(tmp_path, dict(SOUND)).last)
 
@@ -336,7 +336,7 @@ def test_full_memory_is_no_damage_of_checkpoint(
     monkeypatch.setattr(checkpoints, "restore", lambda *_: torch.empty(10**14))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         checkpoints.resume(training)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: torch.empty(10**14))
+    monkeypatch.setattr(torch_files, "_load_archive", lambda *_, **__: torch.empty(10**14))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         checkpoint.load(tmp_path / "last")
 

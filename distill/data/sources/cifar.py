@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distill.data.image_set import CHANNELS, MOST_CLASSES, SIDE, ImageSet, Split, fault_of_names
 from distill.data.sources import unpickle
 from distill.errors import UserError, data_error
+from distill.files.pickle_machine import text
 from distill.files.tar_archives import InvalidArray, Member, content_of, open_tar
 from distill.format import counted
 
@@ -222,7 +223,7 @@ def _meta(contents: Mapping[str, bytes], layout: Layout) -> _Meta:
         if not isinstance(names, list) or not names:
             raise ValueError(f"has no list {layout.names_key!r}")
         _check_names(names, layout)
-        class_names = tuple(unpickle.text(name) for name in names)
+        class_names = tuple(text(name) for name in names)
         if fault := fault_of_names(class_names):
             raise ValueError(fault)
         count = meta.get("num_cases_per_batch")

@@ -24,6 +24,7 @@ from distill.data.sources import pictures, unpickle
 from distill.data.sources.cifar import IMAGE_BYTES
 from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError, data_error
+from distill.files.pickle_machine import text
 from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.tar_archives import content_of
 from distill.files.untrusted_arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
@@ -192,7 +193,7 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
     invalid = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
     if invalid:
         raise ValueError(f"an id is {_format_value(invalid[0])}; ids are whole numbers or text")
-    names = tuple(map(unpickle.text, values))
+    names = tuple(map(text, values))
     if (longest := max(map(len, names), default=0)) > LONGEST_ID:
         raise ValueError(f"an id has {longest:,} characters; the maximum is {LONGEST_ID:,}")
     return names

@@ -156,7 +156,7 @@ HOSTILE = {
         "several times in a list",
     ),
     "long number": (HEAD + b"}U\x04data\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"s.", "64 bits"),
-    "integer key": (HEAD + b"}K\x01K\x01s.", "a key is a int, not text"),
+    "integer key": (HEAD + b"}K\x01K\x01s.", "a key is a number, not text"),
     "out of band": (b"\x80\x05}U\x04data\x97s.", "tries to run code"),
     "persistent": (b"}U\x04dataPx\ns.", "tries to run code"),
     "object": (HEAD + b"}U\x04datacnumpy\nndarray\n)\x81s.", "tries to run code"),
