@@ -14,6 +14,7 @@ from distill.events import MEASURES
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
 BINS = 15  # of the calibration curve, as in Guo et al. (2017)
+MOST_ORDERED = 300  # classes whose leaves are ordered optimally: for 1,000 it takes minutes
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -93,6 +94,28 @@ def most_confused(counts: Counts, most: int) -> list[tuple[int, int, int]]:
     rows, columns = np.unravel_index(order, wrong.shape)
     pairs = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
     return [(i, j, n) for i, j, n in pairs if n]
+
+
+def order_by_confusion(counts: Counts) -> list[int]:
+    """Return an order of the classes in which those that are confused are neighbours.
+
+    `counts` [C, C] is a confusion matrix. The order is that of the leaves of a tree of average
+    linkage, in which two classes are the closer, the larger the share of their images that is
+    predicted as the other one is; neighbouring leaves are as close as possible (Bar-Joseph et al.,
+    "Fast optimal leaf ordering for hierarchical clustering", Bioinformatics 17, 2001).
+    """
+    if len(counts) < 3:
+        return list(range(len(counts)))
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    distances = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distances, 0)
+    is_optimal = len(counts) <= MOST_ORDERED
+    tree = hierarchy.linkage(squareform(distances), "average", optimal_ordering=is_optimal)
+    order: list[int] = hierarchy.leaves_list(tree).tolist()
+    return order
 
 
 def nll(logits: Array, labels: Array) -> Floats:

@@ -7,8 +7,12 @@ colour vision: Okabe and Ito, "Color Universal Design", 2008.
 
 import io
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
+from distill.files.escape_text import visible
 from distill.report.matplotlib_defaults import Figure, matplotlib
 
 COLUMN = 3.3  # width of a figure in inches: a column of a two-column paper
@@ -69,11 +73,21 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def svg(figure: Figure, name: str) -> str:
+@dataclass(frozen=True)
+class CellTitle:
+    """The text that a browser shows while the pointer is on a cell of a matrix."""
+
+    column: int  # from 0
+    row: int  # from 0, at the top
+    text: str
+
+
+def svg(figure: Figure, name: str, titles: Sequence[CellTitle] = ()) -> str:
     """Return the figure as inline SVG, with selectable text and CSS variables as colours.
 
     `name`: seeds the ids in the SVG, so that the same figure and name give the same output.
-    Matplotlib escapes the text.
+    `titles`: of the cells of a matrix, which has side 1 and its centre at (column, row) on the
+    first axes. Matplotlib escapes the text of the figure.
     """
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE | {"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -88,7 +102,24 @@ def svg(figure: Figure, name: str) -> str:
     drawing = re.sub(r"xlink:href", "href", drawing)
     for colour, variable in ON_PAGE.items():
         drawing = re.sub(rf"(fill|stroke): {colour}", rf"\1: {variable}", drawing)
+    if titles:
+        drawing = drawing.replace("</svg>", f"{_title_elements(figure, titles)}</svg>")
     return drawing
+
+
+def _title_elements(figure: Figure, titles: Sequence[CellTitle]) -> str:
+    """Return an invisible SVG square with a title for each cell."""
+    points_each = 72 / figure.dpi
+    corners = figure.axes[0].transData.transform(((-0.5, -0.5), (0.5, 0.5))) * points_each
+    (left, top), (right, bottom) = corners  # of the cell (0, 0), from the lower edge of the figure
+    height = 72 * figure.get_figheight() - top
+    place = f"matrix({right - left:.4f} 0 0 {top - bottom:.4f} {left:.4f} {height:.4f})"
+    squares = "".join(
+        f'<path d="M{cell.column} {cell.row}h1v1h-1z">'
+        f"<title>{escape(visible(cell.text))}</title></path>"
+        for cell in titles
+    )
+    return f'<g transform="{place}" fill="none" pointer-events="all">{squares}</g>\n'
 
 
 def pdf(figure: Figure) -> bytes:

@@ -44,17 +44,21 @@ class Preformatted:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A block with a figure and its caption; `name` is the stem of the figure's files."""
+    """A block with a figure and its caption; `name` is the stem of the figure's files.
+
+    `titles`: what a browser shows while the pointer is on a cell, if the figure is a matrix.
+    """
 
     kind: ClassVar[str] = "drawing"
     name: str
     caption: str
     figure: Figure
+    titles: Sequence[figure_style.CellTitle] = ()
 
     @property
     def svg(self) -> str:
         """The figure as inline SVG."""
-        return figure_style.svg(self.figure, self.name)
+        return figure_style.svg(self.figure, self.name, self.titles)
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,21 @@ class Table:
     """A block with a table.
 
     If `is_long`, the table is collapsed until the reader opens it. `marked`: the index of the row
-    that is highlighted, if any.
+    that is highlighted, if any. `on_page`: the rows that the page shows, if it does not show all;
+    the table's files have all.
     """
 
     kind: ClassVar[str] = "table"
     grid: ValueTable
     is_long: bool = False
     marked: int | None = None
+    on_page: Sequence[int] | None = None
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The displayed text of the rows on the page."""
+        cells = self.grid.cells
+        return cells if self.on_page is None else [cells[row] for row in self.on_page]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from distill.report.matplotlib_defaults import (
 from distill.runs.epoch_series import Floats, Line
 
 LONGEST_NAME = 18  # characters of a class name beside an axis
-MANY_CLASSES = 20  # a confusion matrix of more classes has neither numbers nor class names
+MANY_CLASSES = 20  # a confusion matrix of more classes has neither numbers nor names beside it
 FAINTEST = 0.01  # opacity below which a cell is invisible and not drawn
 FEW_POINTS = 12  # a line of at most so many points has a marker at each
 in_style = matplotlib.rc_context(STYLE)
@@ -122,18 +122,28 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
 
 @in_style
 def by_class(
-    shares: Floats, intervals: Floats, names: Sequence[str], others: Floats | None, other: str
+    shares: Floats,
+    intervals: Floats,
+    names: Sequence[str],
+    others: Floats | None,
+    other: str,
+    n_between: int = 0,
 ) -> Figure:
     """Plot the accuracy of each class as a bar with its interval, the best class at the top.
 
     `shares` [C]: accuracies 0..1. `intervals` [C, 2]. `others` [C]: accuracies of another network,
-    drawn as diamonds and named `other` in the legend; None for none.
+    drawn as diamonds and named `other` in the legend; None for none. `n_between`: the number of
+    classes that are left out between the better and the worse half.
     """
     order = np.argsort(shares, kind="stable")
-    n, places = len(order), np.arange(len(order))
-    few = n <= 2 * MANY_CLASSES
-    figure = new_figure(min(0.6 + 0.19 * n, 9.0))
+    n, places = len(order), np.arange(float(len(order)))
+    if n_between:
+        places[n // 2 :] += 1
+    figure = new_figure(0.6 + 0.19 * (n + bool(n_between)))
     axes = figure.add_subplot()
+    if n_between:
+        text = f"{n_between} more classes"
+        axes.text(0.01, n // 2, text, va="center", color=FAINT, fontsize=POINTS - 1)
     axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
     error_bars = np.abs(intervals[order].T - shares[order])
     axes.errorbar(
@@ -148,8 +158,8 @@ def by_class(
     )
     if others is not None:
         axes.plot(others[order], places, "D", color=RED, markersize=3, label=other)
-    axes.set_yticks(places if few else [], [short_name(names[k]) for k in order] if few else [])
-    axes.set(xlim=(0, 1), ylim=(-0.6, n - 0.4))
+    axes.set_yticks(places, [short_name(names[k]) for k in order])
+    axes.set(xlim=(0, 1), ylim=(-0.6, places[-1] + 0.6))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))

@@ -9,8 +9,17 @@ import numpy as np
 
 from distill import metrics, statistics
 from distill.format import counted, grouped, interval_text, nats, percent
-from distill.metrics import Array, calibration_curve, confusion, most_confused, probabilities
+from distill.metrics import (
+    Array,
+    Counts,
+    calibration_curve,
+    confusion,
+    most_confused,
+    order_by_confusion,
+    probabilities,
+)
 from distill.report import plots
+from distill.report.figure_style import CellTitle
 from distill.report.matplotlib_defaults import imsave
 from distill.report.page import (
     Block,
@@ -29,6 +38,7 @@ from distill.runs.run_folder import is_tested
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # number of pairs of classes shown
+EXTREMES = 10  # best and worst classes shown if there are more than twice as many
 SHOWN = 24  # largest number of mistakes shown
 MOST_PROBABLE = 3  # number of classes shown for a mistake
 NATS = "nats"
@@ -133,24 +143,83 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
         None if predictions.teacher_logits is None else _teacher_accuracies(predictions, present)
     )
     class_names = [names[k] for k in present]
-    figure = plots.by_class(shares, np.array(intervals), class_names, teacher, "the teacher")
-    beside = "" if teacher is None else " The diamonds are the teacher's accuracy."
-    yield FigureBlock("classes", f"Accuracy of each class, with 95 % intervals.{beside}", figure)
-    caption = (
-        "Predictions for each class, in percent of its images. Blue is correct; orange is wrong, "
-        "on a separate scale."
+    chosen = _best_and_worst(shares)
+    yield FigureBlock(
+        "classes",
+        _class_caption(len(chosen), len(present), has_teacher=teacher is not None),
+        plots.by_class(
+            shares[chosen],
+            np.array(intervals)[chosen],
+            [class_names[k] for k in chosen],
+            None if teacher is None else teacher[chosen],
+            "the teacher",
+            len(present) - len(chosen),
+        ),
     )
-    yield FigureBlock("confusion", caption, plots.confusion(counts, names))
+    yield _confusion(counts, names)
     if teacher is None:
         yield Paragraph("This run has no teacher's predictions to compare with.")
     of_teacher = [None] * len(present) if teacher is None else teacher.tolist()
     columns = class_names, n[present].tolist(), shares.tolist(), intervals, of_teacher
-    rows = zip(*columns, strict=True)
-    yield Table(ValueTable("classes", "Class by class", CLASS_COLUMNS, list(rows)), is_long=True)
+    rows = list(zip(*columns, strict=True))
+    is_partial = len(chosen) < len(present)
+    title = f"Class by class: {_chosen_text(len(present))}" if is_partial else "Class by class"
+    grid = ValueTable("classes", title, CLASS_COLUMNS, rows)
+    yield Table(grid, is_long=True, on_page=chosen if is_partial else None)
     pairs = [
         (names[i], names[j], m, m / int(n[i])) for i, j, m in most_confused(counts, MOST_CONFUSED)
     ]
-    yield Table(ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs), is_long=True)
+    confused = ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs)
+    yield Table(confused, is_long=len(names) <= plots.MANY_CLASSES)
+
+
+def _best_and_worst(shares: Array) -> list[int]:
+    """Return the indices of the ten best and the ten worst accuracies, the best first.
+
+    Returns all indices in their order if there are at most twenty.
+    """
+    if len(shares) <= 2 * EXTREMES:
+        return list(range(len(shares)))
+    order: list[int] = np.argsort(-shares, kind="stable").tolist()
+    return [*order[:EXTREMES], *order[-EXTREMES:]]
+
+
+def _chosen_text(n: int) -> str:
+    return f"the {EXTREMES} best and the {EXTREMES} worst of {n}"
+
+
+def _class_caption(n_chosen: int, n_present: int, *, has_teacher: bool) -> str:
+    beside = " The diamonds are the teacher's accuracy." if has_teacher else ""
+    if n_chosen == n_present:
+        return f"Accuracy of each class, with 95 % intervals.{beside}"
+    return (
+        f"Accuracy of classes, {_chosen_text(n_present)}, with 95 % intervals.{beside} "
+        "classes.csv, in the folder beside this page, has all."
+    )
+
+
+def _confusion(counts: Counts, names: tuple[str, ...]) -> FigureBlock:
+    """Return the confusion matrix; many classes are ordered so that confused ones are neighbours.
+
+    In a browser, each cell has a title with its classes and numbers.
+    """
+    caption = (
+        "Predictions for each class, in percent of its images. Blue is correct; orange is wrong, "
+        "on a separate scale."
+    )
+    if len(names) > plots.MANY_CLASSES:
+        order = order_by_confusion(counts)
+        counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
+        caption += (
+            " Classes that are confused with each other are neighbours; the pointer on a cell "
+            "shows its classes. The table has the most frequent ones."
+        )
+    n = counts.sum(axis=1)
+    titles = [
+        CellTitle(j, i, f"{names[i]} predicted as {names[j]}: {counts[i, j]} of {n[i]} images")
+        for i, j in np.argwhere(counts).tolist()
+    ]
+    return FigureBlock("confusion", caption, plots.confusion(counts, names), titles)
 
 
 def _teacher_accuracies(predictions: Predictions, classes: list[int]) -> Array:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from distill.metrics import calibration_curve
 from distill.report import figure_style, plots
+from distill.report.figure_style import CellTitle
 from distill.report.plots import Series
 from distill.runs.epoch_series import Line
 
@@ -84,6 +85,20 @@ def test_hundred_classes_have_no_figures_in_their_cells() -> None:
     (axes,) = plots.confusion(counts, [str(k) for k in range(100)]).axes
     (cells,) = axes.collections
     assert not axes.texts and len(cells.get_paths()) == 10_000
+
+
+def test_cell_titles_lie_on_their_cells() -> None:
+    titles = [CellTitle(1, 0, f"{NAMES[0]} as {NAMES[1]}"), CellTitle(3, 3, "last")]
+    drawing = ElementTree.fromstring(figure_style.svg(confusion(), "a", titles))
+    [group] = [g for g in drawing.iter("g") if g.get("pointer-events") == "all"]
+    assert [title.text for title in group.iter("title")] == [title.text for title in titles]
+    assert [path.get("d") for path in group.iter("path")] == ["M1 0h1v1h-1z", "M3 3h1v1h-1z"]
+    numbers = [float(x) for x in re.findall(r"[-\d.]+", group.get("transform", ""))]
+    width, _, _, height, left, top = numbers
+    assert width == pytest.approx(height, rel=1e-3), "cells are square"
+    drawn = [text for text in drawing.iter("text") if text.text == "10"]  # in the second row
+    x, y = map(float, re.findall(r"[\d.]+", drawn[0].get("x", "") + " " + drawn[0].get("y", "")))
+    assert left + 2 * width < x < left + 3 * width and top + height < y < top + 2 * height
 
 
 def test_reliability_shows_one_line_or_two() -> None:
