@@ -31,8 +31,12 @@ from distill.runs.run_folder import RunFolder, open_finished, write_json, write_
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (
     "kd", "dkd", "dist", "logit_std", "mse", "multi_temperature", "function_matching", "soft_mix",
-    "fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd",
+    "ctkd", "mlkd", "ttm", "wttm",
+    "fitnet", "at", "sp", "nst", "fsp", "ab", "ft", "pkt", "rkd", "cc", "vid", "crd", "reviewkd",
 )  # fmt: skip
+INGREDIENT = "two_cores"
+# Overrides of a recipe with this ingredient: fsp's student has the channels of its teacher.
+OVERRIDES = {"fsp": ("student.width=32",)}
 
 
 def command(
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--with", dest="ingredient", default="two_cores")
+    parser.add_argument("--with", dest="ingredient", default=INGREDIENT)
     parser.add_argument("--set", dest="overrides", nargs="*", default=[])
     given = parser.parse_args(arguments)
     folder = ROOT / "runs" / given.name
@@ -162,10 +166,12 @@ def trained(
     controls = {}
     for name in given.recipes:
         spec = f"{name}+{given.ingredient}"
-        recipe = recipes.load(spec, given.overrides).recipe
+        own = OVERRIDES.get(name, ()) if given.ingredient == INGREDIENT else ()
+        overrides = (*own, *given.overrides)
+        recipe = recipes.load(spec, overrides).recipe
         control_path = control(recipe, folder)
         planned[control_path.stem] = (str(control_path), recipes.read(control_path), ())
-        planned[name] = (spec, recipe, given.overrides)
+        planned[name] = (spec, recipe, overrides)
         controls[name] = control_path.stem
     outs = {name: [folder / f"{name}-{seed}" for seed in given.seeds] for name in planned}
     with ThreadPoolExecutor(given.workers) as pool:

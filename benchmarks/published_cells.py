@@ -5,7 +5,7 @@ published accuracies with their sources.
 """
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -25,8 +25,6 @@ METHODS = (
     "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst", "crd",
     "crd_kd", "dkd",
 )  # fmt: skip
-# The methods that read the maps of every stage, of the stem too, and of the last stage.
-OF_STAGES, OF_STEM, OF_LAST = ("at", "vid", "ab", "nst"), ("fsp",), ("sp", "ft")
 
 
 class Cell(NamedTuple):
@@ -178,22 +176,13 @@ def _network(role: str, name: str) -> list[str]:
 
 
 def _taps(cell: Cell) -> list[str]:
-    """Return the maps that a method reads, if the networks do not have the recipe's three stages.
+    """Return the stages that NST reads, if the networks do not have the recipe's three.
 
-    The two networks of each pair of the table have equal numbers of stages.
+    The two networks of each pair of the table have equal numbers of stages, and the other methods
+    read all of them, or the last one, by default.
     """
     fixed = network_catalogue.FIXED.get(cell.student)
-    if fixed is None or fixed.stages == 3:
+    if cell.method != "nst" or fixed is None or fixed.stages == 3:
         return []
-    stages = [f"stages.{i}" for i in range(fixed.stages)]
-    if cell.method in OF_LAST:
-        return _both_taps(cell.method, "tap", stages[-1])
-    if cell.method in OF_STAGES or cell.method in OF_STEM:
-        names = ["stem", *stages] if cell.method in OF_STEM else stages
-        return _both_taps(cell.method, "taps", names)
-    return []
-
-
-def _both_taps(method: str, key: str, value: str | Sequence[str]) -> list[str]:
-    text = value if isinstance(value, str) else "[" + ",".join(f'"{name}"' for name in value) + "]"
-    return [f"loss.{method}.{role}_{key}={text}" for role in ("student", "teacher")]
+    stages = ",".join(f'"stages.{i}"' for i in range(fixed.stages))
+    return [f"loss.nst.{role}_taps=[{stages}]" for role in ("student", "teacher")]

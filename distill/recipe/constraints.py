@@ -29,6 +29,7 @@ from distill.recipe.schema import (
     Train,
     foreign_keys,
 )
+from distill.recipe.stage_pairs import is_chosen_later
 from networks import network_catalogue
 from students.design import Design
 
@@ -249,7 +250,7 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
     allowed = described.taps
     for name, term in loss.terms().items():
         for key, tap in taps(term, "student"):
-            if tap not in allowed:
+            if tap not in allowed and not is_chosen_later(term, key, tap):
                 hint = (
                     "; the student has no projector: type --set student.projector_width=, "
                     "the teacher's width"

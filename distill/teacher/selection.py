@@ -14,7 +14,7 @@ from distill.files.escape_text import visible
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.recipe.schema import Teacher
+from distill.recipe.schema import Student, Teacher
 from distill.recipe.validation import value_text
 from distill.runs import check_same_run
 from distill.runs.run_folder import (
@@ -36,6 +36,17 @@ def named_teachers(recipe: Recipe) -> list[RunFolder]:
     if recipe.teacher is None or not recipes.has_teacher(recipe):
         return []
     return [RunFolder(Path(path)) for path in recipe.teacher.runs]
+
+
+def network_of_teacher(recipe: Recipe) -> Student | Teacher | None:
+    """Return the table of the network of the recipe's teacher; None without a finished one, or with
+    several.
+    """
+    runs = named_teachers(recipe)
+    if len(runs) != 1 or not runs[0].is_finished:
+        return None
+    trained = recipes.read(runs[0].recipe)
+    return trained.teacher if runs[0].role == "teacher" else trained.student
 
 
 def resolve_teachers(

@@ -20,6 +20,7 @@ from distill.components.build_network import build_network
 from distill.components.data_pipeline import TrainValSplit, build_loader
 from distill.data.image_set import CHANNELS, SIDE, ImageSet
 from distill.recipe.recipes import Recipe
+from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, minutes_to_steps
@@ -146,6 +147,7 @@ def _build_state(
     frozen = None
     if teacher is not None:
         frozen = FrozenTeacher(build_network(teacher, "teacher", images.n_classes))
+        small = with_paired_stages(small, teacher.teacher)
     split, unused = TrainValSplit("", images, None), RunFolder(Path("unused"))
     return build.build_state(small, role, split, frozen, unused, accel, {})
 

@@ -33,6 +33,7 @@ from distill.models import checkpoint, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
+from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs import check_same_run, lock, run_folder
 from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
@@ -169,6 +170,7 @@ def _prepare(
     )
     # The choice of rank 0: the processes may see different runs in the folders.
     [(recipe, teacher_notes)] = broadcast_object_list([chosen])
+    recipe = with_paired_stages(recipe, selection.network_of_teacher(recipe), earlier)
     recipe = with_code(recipe, request.role)
     own_recipe, request = with_code(request.recipe, request.role), replace(request, recipe=recipe)
     if not request.ends_early:

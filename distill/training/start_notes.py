@@ -1,5 +1,6 @@
 """Compose the notes that a run shows at its start, before hours of training."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.format import counted
+from distill.models.features import tap_points
+from distill.recipe.loss_schema import taps
 from distill.recipe.recipes import Recipe
 from distill.teacher import cache_files, selection
 from distill.teacher.cache_files import format_size
@@ -23,6 +26,7 @@ from distill.training.state import TrainState
 from students.normalize_images import normalises
 
 WIDE_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
+STAGE = re.compile(r"stages\.[0-9]+")  # the name of a stage's map
 DEPENDS = {  # keys that cached logits depend on, and their names in messages
     "teacher": "the teacher's weights",
     "mirror": "teacher.mirror",
@@ -49,6 +53,7 @@ def start_notes(
     """
     yield from _normalisation_note(state, recipe)
     yield from _resolution_notes(state)
+    yield from _paired_stages_notes(state, recipe)
     yield from _views_per_teacher_note(state, recipe)
     yield from _cache_notes(state)
     yield from _overlap_note(test)
@@ -85,6 +90,28 @@ def _resolution_notes(state: TrainState) -> Iterator[str]:
             f"train.resolution: no epoch of {epochs} trains at {' or '.join(unused)} pixels; a "
             "side begins with the first epoch at or after its share"
         )
+
+
+def _paired_stages_notes(state: TrainState, recipe: Recipe) -> Iterator[str]:
+    """Yield a note on the stages that a term compares, if the networks differ in their number."""
+    if state.online_teacher is None:
+        return
+    teacher, *_ = state.online_teacher.networks
+    numbers = [
+        sum(STAGE.fullmatch(tap) is not None for tap in tap_points(net))
+        for net in (state.model, teacher.extractor.net)
+    ]
+    if 0 in numbers or len(set(numbers)) == 1:
+        return
+    for name, term in recipe.loss.terms().items():
+        student, teacher_maps = ([t for _, t in taps(term, r)] for r in ("student", "teacher"))
+        if any(STAGE.fullmatch(tap) for tap in student):
+            key = "taps" if len(student) > 1 else "tap"
+            yield (
+                f"loss.{name}: {', '.join(student)} of the student's {numbers[0]} stages learn "
+                f"from {', '.join(teacher_maps)} of the teacher's {numbers[1]}; for others type "
+                f"--set loss.{name}.student_{key}=… --set loss.{name}.teacher_{key}=…"
+            )
 
 
 def _epoch_range(first: int, last: int) -> str:

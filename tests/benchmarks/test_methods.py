@@ -7,6 +7,9 @@ import pytest
 
 from benchmarks import methods, signs
 from distill.recipe import recipes
+from distill.recipe.loss_schema import Losses
+from students.design import Design
+from teachers.wrn_cost import WrnDesign
 from tests.make_runs import train
 
 pytestmark = pytest.mark.slow  # a benchmark's script, not the library
@@ -19,6 +22,25 @@ def test_recipes_that_differ_in_teacher_share_a_control(tmp_path) -> None:
     )
     assert one == two != mixed
     assert list(recipes.read(one).loss.terms()) == ["hard"]
+
+
+def test_default_recipes_have_every_loss_term() -> None:
+    terms = set()
+    for name in methods.METHODS:
+        overrides = methods.OVERRIDES.get(name, ())
+        terms |= set(recipes.load(f"{name}+{methods.INGREDIENT}", overrides).recipe.loss.terms())
+    assert terms == set(Losses.model_fields) - {"simkd"}  # its student has a projector
+
+
+def test_student_of_fsp_has_the_teachers_channels() -> None:
+    recipe = recipes.load("fsp+two_cores", methods.OVERRIDES["fsp"]).recipe
+    assert recipe.student is not None and recipe.teacher is not None
+    student = Design.of(**recipe.student.spec())
+    teacher = WrnDesign(recipe.teacher.depth, recipe.teacher.widen)
+    assert (student.stem_width, *student.channels) == (
+        16,
+        *(16 * teacher.widen * k for k in (1, 2, 4)),
+    )
 
 
 def test_runs_of_a_study_are_typed_commands() -> None:

@@ -467,6 +467,29 @@ def test_unused_teacher_is_refused(teacher, tmp_path) -> None:
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "loss.kd=false")
 
 
+@pytest.mark.long
+def test_stages_of_unequal_networks_are_paired(teacher, tmp_path) -> None:
+    """The student has two stages and the teacher three."""
+    overrides = [f"teacher.runs=['{teacher}']", "loss.at.weight=1", "loss.sp.weight=1"]
+    folder, events = train(tmp_path / "s", *overrides)
+    start = next(event for event in events if isinstance(event, Start))
+    assert [note for note in start.notes if note.startswith("loss.")] == [
+        "loss.at: stages.0, stages.1 of the student's 2 stages learn from stages.1, stages.2 of "
+        "the teacher's 3; for others type --set loss.at.student_taps=… --set "
+        "loss.at.teacher_taps=…",
+        "loss.sp: stages.1 of the student's 2 stages learn from stages.2 of the teacher's 3; for "
+        "others type --set loss.sp.student_tap=… --set loss.sp.teacher_tap=…",
+    ]
+    at = recipes.read(folder.recipe).loss.at
+    assert at is not None
+    assert (at.student_taps, at.teacher_taps) == (
+        ("stages.0", "stages.1"), ("stages.1", "stages.2"),
+    )  # fmt: skip
+    folder.result_file.unlink()  # as if it had been interrupted at its end
+    _, events = train(tmp_path / "s", *overrides, resume=True)
+    assert isinstance(events[-1], End) and folder.is_finished
+
+
 def test_a_batch_larger_than_the_set_is_refused(teacher, tmp_path) -> None:
     with pytest.raises(UserError, match="train.batch_size = 512 is more than the 320"):
         train(tmp_path / "s", f"teacher.runs=['{teacher}']", "train.batch_size=512")
