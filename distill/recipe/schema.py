@@ -51,6 +51,7 @@ Concentration = Annotated[
 ]  # parameter of a symmetric beta distribution
 Rate = Annotated[float, Field(gt=0, le=1e30)]  # its product with bias_lr still fits float32
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+EpochsOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Milestones = Annotated[tuple[Epochs, ...], Field(strict=False, max_length=1_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
@@ -385,8 +386,9 @@ class Train(Table):
     save_every: Annotated[Count, MAY_CHANGE] = 1
     save_steps: Annotated[Count | None, MAY_CHANGE] = None
     save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0
-    # Save the weights after every this many epochs, and after the last one.
-    keep_epochs: Annotated[Count | None, MAY_CHANGE] = None
+    # Save the weights after every this many epochs, and after the last one; 0 saves none. auto:
+    # after about 20 epochs, spread over the run, if they fit on the disk.
+    keep_epochs: Annotated[EpochsOrNone | Literal["auto"], MAY_CHANGE] = "auto"
     # With [ema], validate the trained weights too, not only their average.
     validate_both: Annotated[bool, MAY_CHANGE] = False
     # How often to go back to the last checkpoint if the loss diverges, and the factor on the
