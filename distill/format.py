@@ -152,3 +152,11 @@ def _count_and_extra_names(names: Sequence[str], others: Sequence[str]) -> str:
     if not extra:
         return f"{count}, none that the other lacks"
     return f"{count}, among them {join_shortened([name for name in names if name in extra])}"
+
+
+def format_size(n_bytes: int) -> str:
+    """Format a size as `12.8 kB`, `40.5 MB` or `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {name}"
+    return f"{n_bytes / 1e3:.1f} kB"

@@ -7,6 +7,7 @@ import typer
 from distill.cli.options import JsonOption, KeysArgument
 from distill.cli.standard_streams import echo, echo_json, stdout
 from distill.errors import UserError
+from distill.format import format_size
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and delete cached teacher logits.")
 
@@ -67,7 +68,7 @@ def drop(
     freed = sum(entry.n_bytes for entry in chosen)
     for entry in chosen:
         cache_files.delete_entry(entry)
-    echo(f"{len(chosen)} dropped, {cache_files.format_size(freed)} freed")
+    echo(f"{len(chosen)} dropped, {format_size(freed)} freed")
 
 
 def _note_unreadable() -> None:

@@ -42,7 +42,8 @@ def measure_epochs(
     if not epochs:
         raise UserError(
             f"run {folder.path} saved the weights of no epoch, so it has no test curve.\n"
-            "Train it with --set train.keep_epochs=1, and draw the curve of that run."
+            "Train it again in another --out, without --set train.keep_epochs=0: about 20 "
+            "epochs are saved by default."
         )
     weights = {epoch: file_sha256(weights_path(folder, epoch)) for epoch in epochs}
     cached = _cached_measures(folder)

@@ -40,7 +40,7 @@ LATER_KEYS: dict[str, dict[str, Any]] = {
     "loss.multi_temperature": {"standardise": False},
     "loss.fitnet": {"layout": "pointwise"},
     "optim": {"milestones": []},
-    "train": {"drop_last": True},
+    "train": {"drop_last": True, "keep_epochs": "auto"},
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads

@@ -51,6 +51,7 @@ Concentration = Annotated[
 ]  # parameter of a symmetric beta distribution
 Rate = Annotated[float, Field(gt=0, le=1e30)]  # its product with bias_lr still fits float32
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+EpochsOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Milestones = Annotated[tuple[Epochs, ...], Field(strict=False, max_length=1_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
@@ -513,8 +514,10 @@ class Train(Table):
     """Save a checkpoint also after every so many steps."""
     save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0
     """Save a checkpoint also after every so many minutes."""
-    keep_epochs: Annotated[Count | None, MAY_CHANGE] = None
-    """Save the weights, for good, after every so many epochs and after the last one."""
+    keep_epochs: Annotated[EpochsOrNone | Literal["auto"], MAY_CHANGE] = "auto"
+    """Save the weights, for good, after every so many epochs and after the last one; 0 saves none.
+    `auto`: those of about 20 epochs, spread over the run, if they fit on the disk.
+    """
     validate_both: Annotated[bool, MAY_CHANGE] = False
     """With `[ema]`, validate the trained weights too, not only their average."""
     retries: Annotated[int, Field(ge=0, le=1_000), MAY_CHANGE] = 0

@@ -182,8 +182,8 @@ def _missing_notes(record: RunRecord, drawn: Curves) -> Iterator[str]:
     if not record.test_curve:
         yield (
             "The curves do not include the accuracy on training images: a run sees them augmented "
-            "and mixed, with more than one label each, and measures only its loss. A run with "
-            "train.keep_epochs can have it computed afterwards, by report --test-curve."
+            "and mixed, with more than one label each, and measures only its loss. From "
+            "the saved epochs it can be computed afterwards, by report --test-curve."
         )
     else:
         epochs, final = len(record.test_curve), percent(record.test_metric("top1"))

@@ -4,7 +4,7 @@ recipe.toml          the resolved recipe, with every value
 journal.jsonl        every event of the training loop
 last/ last.old/      the newest checkpoint and the previous one
 best/                weights of the epoch that is best on the held-out images
-epochs/              weights of every train.keep_epochs-th epoch
+epochs/              weights after some of the epochs (train.keep_epochs)
 running.json .lock   the process that trains here, while it does
 student.safetensors  the final weights (teacher.safetensors from train-teacher)
 evaluation.npz       logits on test split and held-out images, teacher logits, mistakes

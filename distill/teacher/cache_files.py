@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from distill.data import array_cache
 from distill.errors import UserError
 from distill.files import run_json_schemas
+from distill.format import format_size
 from distill.recipe.compose import toml
 from distill.runs.run_folder import write_json
 
@@ -185,14 +186,6 @@ def mismatched_keys(depends: dict[str, Any]) -> list[str]:
         for other in others
     ]
     return min(differing, key=len, default=[])
-
-
-def format_size(n_bytes: int) -> str:
-    """Format a size as `12.8 kB`, `40.5 MB` or `1.2 GB`."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {name}"
-    return f"{n_bytes / 1e3:.1f} kB"
 
 
 def delete_entry(entry: CacheEntry) -> None:

@@ -138,15 +138,13 @@ def _epoch(state: TrainState) -> Iterator[Event]:
 
 
 def _save_epoch_weights(state: TrainState) -> None:
-    """Save the weights after this epoch if `train.keep_epochs` = n and it is an n-th or the last.
+    """Save the weights after this epoch if it is one of `state.epochs_to_save`.
 
     The averaged weights are saved if the run has an average. They are written before the checkpoint
     that includes the epoch, so that no epoch is missing in a resumed run. Raises OSError if they
     cannot be written.
     """
-    every = state.settings.keep_epochs
-    is_due = every is not None and (state.epoch % every == 0 or state.epoch == state.epochs)
-    if is_due and state.accelerator.is_main_process:
+    if state.epoch in state.epochs_to_save and state.accelerator.is_main_process:
         epoch_weights.save(state.folder, state.epoch, state.final_weights)
 
 

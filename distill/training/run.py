@@ -29,7 +29,7 @@ from distill.evaluation import final_test, write_results
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Event, Start
 from distill.format import counted
-from distill.models import checkpoint, out_of_memory
+from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -199,6 +199,7 @@ def _prepare(
         *(() if request.ends_early else _changed_source_note(hashes)),
         *teacher_notes,
         *_decide_compilation_and_steps(state, recipe, resumed.progress),
+        *_plan_epoch_weights(state, request),
     )
     accel.wait_for_everyone()  # all have read the folder before it is written
     # The files of a run that ends early describe its training, not the command that ends it.
@@ -266,6 +267,20 @@ def _decide_compilation_and_steps(
         fitting = counted(steps, "step fits", "steps fit")
         notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
     return tuple(notes)
+
+
+def _plan_epoch_weights(state: TrainState, request: TrainingRequest) -> Iterator[str]:
+    """Decide after which epochs weights are saved; yield a note on them.
+
+    By default a trial of a sweep saves none: a sweep has many, and needs no curves on test images.
+    """
+    keep = state.settings.keep_epochs
+    if request.ends_early or (keep == "auto" and not request.is_tested):
+        return
+    planned = epoch_weights.plan(state.folder, keep, state.epochs, state.epoch, state.final_weights)
+    [state.epochs_to_save, note] = broadcast_object_list([*planned])
+    if note:
+        yield note
 
 
 def _on_gpu(state: TrainState) -> bool:

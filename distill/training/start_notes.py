@@ -13,12 +13,11 @@ from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
 from distill.data.sources import load_data_set
-from distill.format import counted
+from distill.format import counted, format_size
 from distill.models.features import tap_points
 from distill.recipe.loss_schema import taps
 from distill.recipe.recipes import Recipe
 from distill.teacher import cache_files, selection
-from distill.teacher.cache_files import format_size
 from distill.teacher.teacher import OneTeacherPerView
 from distill.teacher.view_cache import CachedTeacher
 from distill.training import environment

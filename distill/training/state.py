@@ -61,6 +61,7 @@ class TrainState:
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # times the steps of this process
+    epochs_to_save: frozenset[int] = frozenset()  # after which the weights are saved, from 1
     compiled: bool = False
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs trained, validated and reported

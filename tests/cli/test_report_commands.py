@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_listing_names_every_recipe(run_cli: RunCli) -> None:
     [
         (["nowhere"], "nowhere is not a run: there is no such folder"),
         (["STUDENT", "TEACHER"], "a report of 2 runs belongs to none of their folders"),
-        (["STUDENT", "--test-curve"], "Train it with --set train.keep_epochs=1"),
+        (["UNSAVED", "--test-curve"], "without --set train.keep_epochs=0"),
     ],
 )
 def test_report_refuses_wrong_requests(
@@ -119,8 +120,11 @@ def test_report_refuses_wrong_requests(
     teacher: Path,
     arguments: list[str],
     found: str,
+    tmp_path: Path,
 ) -> None:
-    runs = {"STUDENT": str(distilled[0].path), "TEACHER": str(teacher)}
+    unsaved = shutil.copytree(distilled[0].path, tmp_path / "unsaved")
+    shutil.rmtree(unsaved / "epochs")
+    runs = {"STUDENT": str(distilled[0].path), "TEACHER": str(teacher), "UNSAVED": str(unsaved)}
     assert_refused(run_cli("report", *(runs.get(word, word) for word in arguments)), found, lines=2)
 
 

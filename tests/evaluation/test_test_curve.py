@@ -2,10 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import load_trained
@@ -15,14 +19,15 @@ from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.evaluation.evaluate_run import evaluate_run
 from distill.evaluation.predict_split import evaluate_network
-from distill.events import Step
+from distill.events import Start, Step
+from distill.format import format_size
 from distill.models import epoch_weights
 from distill.recipe import recipes
 from distill.runs.check_same_run import check_same
 from distill.runs.run_folder import RunFolder
 from distill.training.run import TrainingRequest, train_and_test
 from distill.training.signals import Request, Stopped
-from tests.make_runs import train, two_epochs
+from tests.make_runs import Events, train, two_epochs
 from tests.training.test_run import digest
 
 pytestmark = pytest.mark.long
@@ -36,13 +41,14 @@ def keeping(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 
 def test_saving_epoch_weights_changes_no_bit(
-    keeping: RunFolder, distilled: tuple[RunFolder, object]
+    keeping: RunFolder, teacher: Path, tmp_path: Path
 ) -> None:
+    none, _ = train(tmp_path / "none", *two_epochs(teacher), "train.keep_epochs=0")
     assert epoch_weights.saved_epochs(keeping) == [1, 2]
     best = keeping.result()["epoch"]
     # the final weights: the average's, as in `best/`
     assert digest(epoch_weights.weights_path(keeping, best)) == digest(keeping.weights("student"))
-    assert digest(keeping.weights("student")) == digest(distilled[0].weights("student"))
+    assert digest(keeping.weights("student")) == digest(none.weights("student"))
     first, second = (load_file(epoch_weights.weights_path(keeping, epoch)) for epoch in (1, 2))
     assert any(not first[name].equal(second[name]) for name in first)
 
@@ -136,9 +142,97 @@ def test_changed_epoch_weights_are_measured_again(keeping: RunFolder) -> None:
     assert test_curve.measure_epochs(keeping) == curve
 
 
-def test_run_without_epoch_weights_is_explained(distilled: tuple[RunFolder, object]) -> None:
-    with pytest.raises(UserError, match=r"saved the weights of no epoch.*\n.*train.keep_epochs=1"):
-        test_curve.measure_epochs(distilled[0])
+def test_run_without_epoch_weights_is_explained(tmp_path: Path) -> None:
+    alone = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40"]
+    folder, events = train(tmp_path / "run", *alone, "train.keep_epochs=0")
+    assert not folder.epochs.exists()
+    assert not any("keeps the weights" in note for note in events[0].notes)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"saved the weights of no epoch.*\n.*keep_epochs=0:"):
+        test_curve.measure_epochs(folder)
+
+
+def test_every_run_has_a_curve_by_default(distilled: tuple[RunFolder, Events]) -> None:
+    folder, (start, *_) = distilled
+    assert set(test_curve.measure_epochs(folder)) == {1, 2}
+    n_bytes = sum(t.nbytes for t in load_file(folder.weights("student")).values())
+    said = f"keeps the weights of 2 epochs for report --test-curve, {format_size(2 * n_bytes)} ("
+    assert isinstance(start, Start) and any(note.startswith(said) for note in start.notes)
+
+
+@pytest.mark.parametrize(
+    ("keep", "epochs", "saved"),
+    [
+        ("auto", 1, [1]),
+        ("auto", 20, [*range(1, 21)]),
+        ("auto", 300, [*range(15, 301, 15)]),
+        ("auto", 27, [2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 15, 17, 18, 19, 21, 22, 23, 25, 26, 27]),
+        (4, 10, [4, 8, 10]),
+        (5, 10, [5, 10]),
+        (99, 10, [10]),
+        (0, 10, []),
+    ],
+)
+def test_epochs_to_save(keep: int | Literal["auto"], epochs: int, saved: list[int]) -> None:
+    assert sorted(epoch_weights.epochs_to_save(keep, epochs)) == saved
+
+
+@pytest.mark.parametrize(
+    ("keep", "done", "free", "n"),
+    [
+        ("auto", 0, 2 * 4000 * 20, 20),
+        ("auto", 0, 2 * 4000 * 20 - 1, 0),
+        ("auto", 30, 2 * 4000 * 5, 20),  # 15 of 20 are saved already
+        ("auto", 30, 2 * 4000 * 5 - 1, 0),
+        (1, 0, 4000 * 40, 40),
+    ],
+)
+def test_plan_leaves_space_on_the_disk(
+    keep: int | Literal["auto"],
+    done: int,
+    free: int,
+    n: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    folder, net = RunFolder(tmp_path / "no" / "run"), nn.Linear(999, 1)  # 4,000 bytes
+    planned = epoch_weights.plan(folder, keep, 40, done, net)
+    assert len(planned.epochs) == n
+    lacking = f"{format_size(free)} left: none are saved, so report --test-curve will have no curve"
+    assert planned.note.endswith(lacking) == (n == 0)
+
+
+def test_typed_interval_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=159_999))
+    found = (
+        "train.keep_epochs = 1: the weights of 40 epochs take 160.0 kB, and the disk has 160.0 kB "
+        "left.\nFree some space, or type a larger number; --set train.keep_epochs=0 keeps none."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(found)}$"):
+        epoch_weights.plan(RunFolder(tmp_path), 1, 40, 0, nn.Linear(999, 1))
+
+
+def test_trial_of_a_sweep_saves_none_by_default(tmp_path: Path) -> None:
+    few = ["loss.kd=false", "loss.hard.weight=1", "data.train_images=40", "data.holdout=0.1"]
+    for name, overrides in (("default", few), ("typed", [*few, "train.keep_epochs=1"])):
+        recipe = recipes.load("tiny", overrides).recipe
+        out = tmp_path / name
+        list(train_and_test(TrainingRequest("student", recipe, "tiny", out, is_tested=False)))
+        assert (out / "epochs").exists() == (name == "typed")
+
+
+def test_default_is_not_in_the_fingerprint() -> None:
+    """Runs of earlier versions have no such key; their fingerprints must stay valid."""
+    recipe = recipes.load("tiny").recipe
+    text = recipes.dumps(recipe)
+    assert 'keep_epochs = "auto"' in text
+    earlier = text.replace('keep_epochs = "auto"\n', "")
+    assert recipes.loads(earlier, "earlier") == recipe
+    content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
+    del content["train"]["keep_epochs"]
+    assert recipes.fingerprint(recipe) == recipes._fingerprint_of(content)
 
 
 def test_an_unfinished_run_has_no_test_curve(tmp_path: Path) -> None:
