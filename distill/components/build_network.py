@@ -8,6 +8,7 @@ from torch import nn
 
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
+from distill.format import counted
 from distill.models import checkpoint, cost
 from distill.models.small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
@@ -88,7 +89,7 @@ def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) ->
 def _raise_if(fault: str | None, n_classes: int) -> None:
     """Raise UnsuitableRecipe with this fault, if there is one."""
     if fault is not None:
-        raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
+        raise UnsuitableRecipe(f"with {counted(n_classes, 'class', 'classes')}, {fault}")
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:
