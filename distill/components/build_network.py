@@ -1,5 +1,6 @@
 """Build the network that a recipe describes; load a trained one; move it to a device."""
 
+import sys
 from typing import Any, TypeVar, cast
 
 import torch
@@ -66,6 +67,31 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     if isinstance(described, schema.Student):
         _raise_if(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
     return net
+
+
+def count_by_building(recipe: Recipe, role: Role, n_classes: int = 10) -> dict[str, int]:
+    """Build a network, and return its `parameters`, those that are `trainable`, and the `macs` of
+    one image of 32x32 pixels.
+
+    A student may exceed its budget. No weights are allocated, unless the network is the user's own
+    code and reads them. Raises UserError if the network cannot be built.
+    """
+    table = network_table(recipe, role)
+    if isinstance(table, schema.Student):
+        table = table.model_copy(update={"max_params": sys.maxsize})
+        recipe = recipe.model_copy(update={"student": table})
+    try:
+        with torch.device("meta"):
+            net = build_network(recipe, role, n_classes)
+    except UserError:  # the user's own code may need weights
+        if not is_own(table.network):
+            raise
+        net = build_network(recipe, role, n_classes)
+    return {
+        "parameters": cost.count_parameters(net),
+        "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "macs": cost.count_macs(net.eval()),
+    }
 
 
 def with_code(recipe: Recipe, role: Role) -> Recipe:
