@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.events import VALIDATED, measure_name
 from distill.format import (
     UNKNOWN,
     counted,
@@ -128,7 +129,7 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         Column("NLL", _plain_mean_std, ("mean", "std")),
         Column("ECE", _plain_mean_std, ("mean", "std")),
         Column("parameters", grouped),
-        Column("time", duration),
+        Column("training", duration),
     )
     table = [
         (
@@ -192,18 +193,21 @@ def _points_interval(interval: Interval) -> str:
 
 
 def _runs(run_groups: Sequence[Group]) -> Table:
+    """Return a row per run; accuracies on the held-out images are those of the final weights."""
+    records = [run for group in run_groups for run in (*group.records, *group.duplicates)]
+    splits = [split for split in VALIDATED if any(run.val_split == split for run in records)]
     columns = (
         Column("run", is_number=False),
         Column("group", is_number=False),
         Column("train.seed", str),
         Column("data.seed", str),
         Column("epoch", str),
-        Column("held-out", percent),
-        Column("test", percent),
+        *(Column(measure_name("top1", split), percent) for split in splits),
+        Column(measure_name("top1", "test"), percent),
         Column("95 % interval", interval_text, ("low", "high")),
         Column("NLL", "{:.4f}".format),
         Column("ECE", "{:.4f}".format),
-        Column("time", duration),
+        Column("training", duration),
     )
     rows = [
         (
@@ -211,7 +215,7 @@ def _runs(run_groups: Sequence[Group]) -> Table:
             group.name,
             *record.seeds,
             record.result.get("epoch"),
-            record.val_metric("top1"),
+            *(record.val_metric("top1") if record.val_split == s else None for s in splits),
             record.test_metric("top1"),
             test_interval(record),
             record.test_metric("nll"),
