@@ -15,6 +15,7 @@ Metric names, everywhere (journal, display, result, report):
   together.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,7 +61,9 @@ class Start:
     retries: int = 0  # number of retries after divergence before first_step
     total_steps: int | None = None  # set with train.minutes: the last epoch may be partial
     teacher: str | None = None  # run folder(s) of the teacher
-    teacher_top1: float | None = None  # on the held-out images, 0..1
+    # On the held-out images, 0..1; on training images if nothing is held out.
+    teacher_top1: float | None = None
+    teacher_images: int | None = None  # images of teacher_top1; None: unknown, of an old journal
     notes: tuple[str, ...] = ()  # what the user should know before a long training
 
 
@@ -95,7 +98,7 @@ class Epoch:
     epoch: int  # epochs done, 1 after the first
     step: int
     metrics: dict[str, float]
-    is_best: bool
+    is_best: bool  # the best on the held-out images so far; always true if there are none
     elapsed_s: float  # since this process began to train
     remaining_s: float  # estimate to the end of the last epoch
 
@@ -120,6 +123,9 @@ class End:
     parameters: int
     elapsed_s: float  # training time of the whole run, however often resumed
     weights: str  # path of the safetensors file
+    # elapsed_s, and the time of preparing the training and of measuring the test split; nan if
+    # unknown: in an old journal, or of imported weights.
+    total_s: float = math.nan
 
 
 Event = Start | Step | Estimate | Epoch | Retry | End

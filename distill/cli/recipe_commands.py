@@ -26,16 +26,25 @@ from distill.errors import Failure, UserError
 from distill.format import counted
 
 if TYPE_CHECKING:
-    from distill.recipe.recipes import ResolvedRecipe
+    from distill.recipe.recipes import Recipe, ResolvedRecipe
+    from distill.runs.run_folder import Role
 
 
 def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
-    """Count the parameters and MACs of a recipe's student, and of a wrn or resnet teacher."""
+    """Count the parameters and MACs of a recipe's student and teacher."""
+    from distill.cli.train_commands import allow_typed_code
     from distill.recipe import recipes
 
-    print_facts(recipes.count_networks(recipe, set_), as_json)
+    allow_typed_code(set_)
+
+    def count_built(recipe: "Recipe", role: "Role") -> Mapping[str, int]:
+        from distill.components.build_network import count_by_building  # imports torch
+
+        return count_by_building(recipe, role)
+
+    print_facts(recipes.count_networks(recipe, set_, count_built), as_json)
 
 
 def plan(

@@ -56,11 +56,11 @@ def combined_overrides(
             echo(f"note: --set {override} overrides {option}, which is not used", err=True)
         elif value is not None:
             chosen.append(f"{key}={value_text(value)}")
-    _allow_typed_code(overrides)
+    allow_typed_code(overrides)
     return [*overrides, *chosen]
 
 
-def _allow_typed_code(overrides: Sequence[str]) -> None:
+def allow_typed_code(overrides: Sequence[str]) -> None:
     """Allow the code of the user's own networks that `--set student.network=FILE.py:NAME` names."""
     from networks.network_catalogue import is_own
 

@@ -1,5 +1,6 @@
 """Build the network that a recipe describes; load a trained one; move it to a device."""
 
+import sys
 from typing import Any, TypeVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from distill.components import normalisation
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
+from distill.format import counted
 from distill.models import checkpoint, cost
 from distill.models.small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
@@ -77,6 +79,31 @@ def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Modul
     return net
 
 
+def count_by_building(recipe: Recipe, role: Role, n_classes: int = 10) -> dict[str, int]:
+    """Build a network, and return its `parameters`, those that are `trainable`, and the `macs` of
+    one image of 32x32 pixels.
+
+    A student may exceed its budget. No weights are allocated, unless the network is the user's own
+    code and reads them. Raises UserError if the network cannot be built.
+    """
+    table = network_table(recipe, role)
+    if isinstance(table, schema.Student):
+        table = table.model_copy(update={"max_params": sys.maxsize})
+        recipe = recipe.model_copy(update={"student": table})
+    try:
+        with torch.device("meta"):
+            net = build_network(recipe, role, n_classes)
+    except UserError:  # the user's own code may need weights
+        if not is_own(table.network):
+            raise
+        net = build_network(recipe, role, n_classes)
+    return {
+        "parameters": cost.count_parameters(net),
+        "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "macs": cost.count_macs(net.eval()),
+    }
+
+
 def with_code(recipe: Recipe, role: Role) -> Recipe:
     """Return the recipe with the sha256 of the code of its network, if that is the user's own.
 
@@ -98,7 +125,7 @@ def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) ->
 def _raise_if(fault: str | None, n_classes: int) -> None:
     """Raise UnsuitableRecipe with this fault, if there is one."""
     if fault is not None:
-        raise UnsuitableRecipe(f"with {n_classes} classes, {fault}")
+        raise UnsuitableRecipe(f"with {counted(n_classes, 'class', 'classes')}, {fault}")
 
 
 def initialise_stem(net: nn.Module, images: ImageSet) -> None:

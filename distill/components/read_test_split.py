@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.data.task_progress import running
 from distill.errors import UserError
 from distill.format import describe_class_difference
 from distill.runs.run_folder import RunFolder
@@ -33,8 +34,11 @@ def identify_test(
     `train`: the train split, in which equal images are counted.
     """
     test = test_split(source, progress=progress)
-    in_train = load_data_set.count_shared_images(test, train)
-    return SplitIdentity(source, test.fingerprint, test.class_names, len(test.labels), in_train)
+    with running(progress, "computing the fingerprint of the test split"):
+        fingerprint = test.fingerprint
+    with running(progress, "comparing test with training images"):
+        in_train = load_data_set.count_shared_images(test, train)
+    return SplitIdentity(source, fingerprint, test.class_names, len(test.labels), in_train)
 
 
 def check_test(test: ImageSet, known: SplitIdentity) -> None:

@@ -16,13 +16,14 @@ from distill.components.data_pipeline import split_images
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.data.task_progress import running
 from distill.errors import UserError
 from distill.evaluation import accuracy_and_calibration, write_results
 from distill.evaluation.predict_split import (
     FlipTTA,
     SixViewTTA,
     check_finite,
-    logits_and_labels,
+    predict_with_progress,
     to_host,
 )
 from distill.evaluation.robustness import robustness
@@ -100,7 +101,7 @@ def _calibration_and_agreement(run: EvaluatedRun, progress: Progress | None) -> 
             _held_out(run, progress), run.logits, run.labels
         ),
         TAUGHT: lambda: accuracy_and_calibration.compare_with_teacher(
-            run.logits, _teacher_logits(run)
+            run.logits, _teacher_logits(run, progress)
         ),
     }
     values: dict[str, Any] = {}
@@ -127,17 +128,18 @@ def _optional_measures(
         }
     if options.mirror:
         values["mirror"] = accuracy_and_calibration.headline_measures(
-            *_predict(run, run.test, FlipTTA(run.net))
+            *_predict(run, run.test, FlipTTA(run.net), progress, "with mirror images")
         )
     if options.six_views:
-        predicted = _predict(run, run.test, SixViewTTA(run.net))
+        predicted = _predict(run, run.test, SixViewTTA(run.net), progress, "with six views")
         values["test_time_augmentation"] = {
             "views": 6,
             **accuracy_and_calibration.headline_measures(*predicted),
         }
     if options.latency:
         if run.accelerator.is_main_process:  # the other processes wait, and do not slow it down
-            values["latency_ms"] = cost.measure_latency(run.net)
+            with running(progress, "measuring the latency"):
+                values["latency_ms"] = cost.measure_latency(run.net)
         run.accelerator.wait_for_everyone()
     if options.robustness:
         n_images = options.robustness_images
@@ -155,11 +157,15 @@ def _load_and_predict(
     if source is None:
         _check_classes(folder, chosen, test)
         check_tested(folder, test, chosen)
-    return _predict_test(folder, chosen, test, accel)
+    return _predict_test(folder, chosen, test, accel, progress)
 
 
 def _predict_test(
-    folder: RunFolder, source: str, test: ImageSet, accel: Accelerator
+    folder: RunFolder,
+    source: str,
+    test: ImageSet,
+    accel: Accelerator,
+    progress: Progress | None,
 ) -> EvaluatedRun:
     """Predict every test image with the run's network."""
     check_same_inputs(
@@ -172,7 +178,7 @@ def _predict_test(
     )
     _check_classes(folder, source, test)
     net = to_device(load_trained(folder), accel.device)
-    outputs = logits_and_labels(net, test, accel)
+    outputs = predict_with_progress(net, test, accel, progress, f"measuring {folder.path.name}")
     check_finite(outputs[0], folder)
     logits, labels = to_host(outputs)
     saved = write_results.read_evaluation(folder, logits)
@@ -227,7 +233,7 @@ def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | No
                 f"(fingerprint {expected[:12]}) and {source} ({found[:12]}).\n"
                 "Give --data to measure both on the same images."
             )
-    return _predict_test(folder, run.source, run.test, run.accelerator)
+    return _predict_test(folder, run.source, run.test, run.accelerator, progress)
 
 
 def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Array]:
@@ -248,16 +254,21 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
             if images.fingerprint == data["fingerprint"]:
                 held_out = split_images(recipe, images).held_out
                 assert held_out is not None
-                return _predict(run, held_out, run.net)
+                return _predict(run, held_out, run.net, progress, "the held-out images")
     raise UserError(f"the images that the run held out are no longer in {recipe.data.source}")
 
 
-def _predict(run: EvaluatedRun, images: ImageSet, net: nn.Module) -> tuple[Array, Array]:
-    """Return logits [n, C] and labels [n] of a network, computed on the run's device."""
-    return to_host(logits_and_labels(net, images, run.accelerator))
+def _predict(
+    run: EvaluatedRun, images: ImageSet, net: nn.Module, progress: Progress | None, task: str
+) -> tuple[Array, Array]:
+    """Return logits [n, C] and labels [n] of a network, computed on the run's device.
+
+    `task`: what the display calls it.
+    """
+    return to_host(predict_with_progress(net, images, run.accelerator, progress, task))
 
 
-def _teacher_logits(run: EvaluatedRun) -> Array:
+def _teacher_logits(run: EvaluatedRun, progress: Progress | None) -> Array:
     """Return the teacher's logits [N, C] on the test split, saved by the run or computed again.
 
     Raises UserError if the run had no teacher, or if its teacher is missing or has changed.
@@ -274,4 +285,4 @@ def _teacher_logits(run: EvaluatedRun) -> Array:
         raise UserError(f"{' + '.join(known['runs'])} has other weights than during the training")
     combined = combine_teachers(recipes.read(run.folder.recipe), nets)
     teacher = to_device(combined, run.accelerator.device)
-    return _predict(run, run.test, teacher)[0]
+    return _predict(run, run.test, teacher, progress, "the teacher's logits")[0]

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from distill.components.build_accelerator import build_accelerator
 from distill.components.build_network import load_trained, to_device
@@ -12,7 +12,7 @@ from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.evaluation import write_results
-from distill.evaluation.predict_split import logits_and_labels, to_host
+from distill.evaluation.predict_split import predict_with_progress, to_host
 from distill.events import measure_name
 from distill.metrics import measures
 from distill.recipe import recipes
@@ -29,6 +29,8 @@ def measure_on_test(
     held_out: ImageSet | None,
     test: ImageSet,
     accel: Accelerator,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return `top1/test`, `nll/test` and `ece/test` of a network in float32; called by all
     processes.
@@ -36,11 +38,18 @@ def measure_on_test(
     Writes evaluation.npz to `folder`: the logits of network and teacher on the test split, and the
     logits of the network on the held-out images. `teacher` and `held_out` may be None.
     """
-    logits, labels = logits_and_labels(net, test, accel)
+
+    def predicted(of: nn.Module, images: ImageSet, task: str) -> tuple[Tensor, Tensor]:
+        return predict_with_progress(of, images, accel, progress, task)
+
+    logits, labels = predicted(net, test, "measuring the test split")
     measured = measures(*to_host((logits, labels)))
     metrics = {measure_name(name, "test"): value for name, value in measured.items()}
-    teacher_logits = None if teacher is None else logits_and_labels(teacher, test, accel)[0]
-    of_held_out = None if held_out is None else logits_and_labels(net, held_out, accel)
+    teacher_logits, of_held_out = None, None
+    if teacher is not None:
+        teacher_logits, _ = predicted(teacher, test, "the teacher's logits of the test split")
+    if held_out is not None:
+        of_held_out = predicted(net, held_out, "the logits of the held-out images")
     if accel.is_main_process:
         write_results.write_evaluation(folder, test, logits, teacher_logits, of_held_out)
     return metrics
@@ -67,6 +76,8 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         if teacher is not None:
             to_device(teacher, accel.device)
         net = to_device(load_trained(folder), accel.device)
-        result["metrics"] |= measure_on_test(folder, net, teacher, split.held_out, test, accel)
+        result["metrics"] |= measure_on_test(
+            folder, net, teacher, split.held_out, test, accel, progress=progress
+        )
         result["evaluation"] = file_sha256(folder.evaluation)
         write_json(folder.result_file, result)

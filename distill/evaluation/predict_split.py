@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from distill.data.augment.crop_flip import to_float
 from distill.data.loader import share
-from distill.data.sources.load_data_set import ImageSet
+from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.data.task_progress import image_counter
 from distill.errors import UserError
 from distill.metrics import Array, measures
 from distill.runs.run_folder import RunFolder
@@ -72,6 +73,22 @@ def logits_and_labels(
         gathered: Tensor = accelerator.gather(nn.functional.pad(rows, (0, 0, 0, padding)))
         rows = rearrange(gathered, "(p n) c -> (n p) c", p=processes)[:n]
     return rows[:, :-1], rows[:, -1].long()
+
+
+def predict_with_progress(
+    net: nn.Module,
+    images: ImageSet,
+    accelerator: Accelerator,
+    progress: Progress | None,
+    task: str,
+) -> tuple[Tensor, Tensor]:
+    """Return `logits_and_labels`, and report the number of predicted images as progress of `task`.
+
+    `task`: what the display calls it: `predicting the test split`.
+    """
+    per_batch = BATCH * accelerator.num_processes
+    counter = image_counter(progress, task, len(images.labels), per_batch)
+    return logits_and_labels(net, images, accelerator, counter)
 
 
 def to_host(tensors: tuple[Tensor, Tensor]) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Measure accuracy on corrupted test images."""
 
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,14 @@ def robustness(
         change = partial(_corrupt, indices, name, severity)
         return evaluate_network(net, images, accelerator, change=change)["top1"]
 
-    accuracy: dict[str, list[float]] = {}
-    for done, name in enumerate(CORRUPTIONS, start=1):
-        accuracy[name] = [top1(name, severity) for severity in SEVERITIES]
+    accuracy: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
+    every = list(product(CORRUPTIONS, SEVERITIES))
+    for done, (name, severity) in enumerate(every):
         if progress:
-            progress("corruptions", done, len(CORRUPTIONS))
+            progress("corruptions", done, len(every))
+        accuracy[name].append(top1(name, severity))
+    if progress:
+        progress("corruptions", len(every), len(every))
     return {
         "n": len(indices),
         "clean": evaluate_network(net, images, accelerator)["top1"],

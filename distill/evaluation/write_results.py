@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -108,12 +109,14 @@ def _figures(
             "runs": list(recipe.teacher.runs) if recipe.teacher and teachers else [],
             "fingerprint": teachers,
             "top1": start.teacher_top1,
+            "top1_images": start.teacher_images,
             **_imported_teachers(recipe if teachers else None),
         },
         "epoch": end.epoch,
         "epochs": start.epochs,
         "metrics": end.metrics,
         "elapsed_s": end.elapsed_s,
+        "total_s": None if math.isnan(end.total_s) else end.total_s,
         "device": start.device,
         "precision": start.precision,
         "processes": start.processes,

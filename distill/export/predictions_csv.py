@@ -23,7 +23,7 @@ from distill.components.check_processes import check_same_inputs
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
-from distill.evaluation.predict_split import BATCH, check_finite, logits_and_labels
+from distill.evaluation.predict_split import check_finite, predict_with_progress
 from distill.files.escape_text import csv_cell
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
@@ -85,8 +85,7 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     net = to_device(load_trained(folder), accel.device)
     unknown_labels = np.zeros(len(inputs.ids), np.int64)
     images = ImageSet(inputs.images, unknown_labels, class_names)
-    counter = _ImageCounter(-(-len(inputs.ids) // accel.num_processes), progress)
-    logits, _ = logits_and_labels(net, images, accel, between=counter)
+    logits, _ = predict_with_progress(net, images, accel, progress, "predicting")
     check_finite(logits, folder)
     probabilities = metrics.probabilities(logits.cpu().numpy())
     return LabelledImages(inputs.ids, probabilities, class_names, inputs.notes)
@@ -106,18 +105,6 @@ def check_ids(ids: Sequence[str], source: Path) -> None:
                 f"{source}: the ids {other!a} and {name!a} would both be {csv_cell(name)!a} in a "
                 "CSV file, in which it may not begin a formula.\nRename one of the images."
             )
-
-
-class _ImageCounter:
-    """Count the images that this process has predicted, and report progress."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def __call__(self) -> None:
-        self.done = min(self.done + BATCH, self.total)
-        if self.progress:
-            self.progress("predicting", self.done, self.total)
 
 
 def numeric_names_note(class_names: Sequence[str]) -> str | None:

@@ -72,6 +72,7 @@ class TeacherResult(BaseModel):
     runs: list[Text]
     fingerprint: Text
     top1: Share | None
+    top1_images: Count | None = None  # images that `top1` was measured on
     imported: list[Text] = []  # those whose weights another program trained
 
 
@@ -113,7 +114,8 @@ class Result(BaseModel):
     epoch: Count
     epochs: Count
     metrics: dict[str, float]
-    elapsed_s: Seconds
+    elapsed_s: Seconds  # of training
+    total_s: Seconds | None = None  # of training, preparation and test
     device: Text
     precision: Text
     processes: Count
@@ -189,6 +191,7 @@ class Progress(BaseModel):
     total_steps: Count
     compiled: bool
     elapsed_s: Seconds
+    preparation_s: Seconds = 0.0
     retries: Count
     lr_factor: Annotated[float, Field(ge=0, le=1)]
     best: BestEpochProgress

@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -44,6 +44,8 @@ LATER_KEYS: dict[str, dict[str, Any]] = {
 }
 ENSEMBLE_KEYS = {"draw", "mirror", "weights"}
 TEACHING = {"runs", "draw", "mirror", "weights"}  # keys of [teacher] that a student's run reads
+# Builds a recipe's network and returns its `parameters`, `trainable` and `macs`.
+CountBuilt = Callable[[Recipe, Literal["student", "teacher"]], Mapping[str, int]]
 DEFAULT = "default"  # the origin of values that neither a file nor --set sets
 DEFAULTS = "with its defaults"  # what `changed_values` says of a table
 
@@ -91,48 +93,52 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     return _load(spec, overrides, RULES)
 
 
-def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def count_networks(
+    spec: str, overrides: Sequence[str] = (), count_built: CountBuilt | None = None
+) -> dict[str, Any]:
     """Count the parameters and MACs of a recipe's networks for 10 classes.
 
-    The student may exceed its parameter budget. A "wrn" or "resnet" teacher is counted too, under
-    `teacher`, `teacher_parameters` …; a recipe may have a teacher without a student. Raises
-    RecipeError if the recipe has another fault, or neither a student nor such a teacher.
+    The student may exceed its parameter budget. The teacher is counted too, under `teacher`,
+    `teacher_parameters` …; a recipe may have a teacher without a student. `count_built` counts
+    networks without a closed form by building them: those of timm and of the user's own code;
+    without it such a teacher is left out. Raises RecipeError if the recipe has another fault, or
+    nothing to count, UserError if a network cannot be built.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
-    student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
+    student, teacher = resolved.recipe.student, resolved.recipe.teacher
+    of_teacher = {} if teacher is None else _count_network(resolved.recipe, teacher, count_built)
     counted: dict[str, Any] = {"recipe": resolved.name}
-    if student is not None or not teacher:
-        counted |= _counted_student(_student(resolved))
-    return counted | teacher
+    if student is not None or not of_teacher:
+        counted |= _counted_student(resolved.recipe, _student(resolved), count_built)
+    if teacher is not None and of_teacher:
+        counted["teacher"] = network_cost.summary(teacher)
+    return counted | {f"teacher_{name}": n for name, n in of_teacher.items()}
 
 
-def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
-    """Count the parameters and MACs of a teacher.
-
-    Empty without a teacher, and for timm's networks, which only timm can count.
+def _count_network(
+    recipe: Recipe, table: Student | Teacher, count_built: CountBuilt | None
+) -> Mapping[str, int]:
+    """Return `parameters`, `trainable` and `macs` of a table's network; empty if only building it
+    shows them and there is no `count_built`.
     """
-    described = None if teacher is None else network_cost.describe(teacher)
-    if teacher is None or described is None:
-        return {}
-    return {
-        "teacher": network_cost.summary(teacher),
-        "teacher_parameters": described.parameters,
-        "teacher_trainable": described.trainable,
-        "teacher_macs": described.macs,
-    }
+    described = network_cost.describe(table)
+    if described is not None:
+        return {name: getattr(described, name) for name in ("parameters", "trainable", "macs")}
+    role: Literal["student", "teacher"] = "student" if isinstance(table, Student) else "teacher"
+    return {} if count_built is None else count_built(recipe, role)
 
 
-def _counted_student(student: Student) -> dict[str, Any]:
-    described = network_cost.describe(student)
-    if described is None:
+def _counted_student(
+    recipe: Recipe, student: Student, count_built: CountBuilt | None
+) -> dict[str, Any]:
+    counts = _count_network(recipe, student, count_built)
+    if not counts:
         raise UserError(f"{student.network} is counted when it is built; type distill to build it.")
     return {
         "network": network_cost.summary(student),
-        "parameters": described.parameters,
-        "trainable": described.trainable,
-        "macs": described.macs,
+        **counts,
         "max_params": student.max_params,
-        "within_budget": described.parameters < student.max_params,
+        "within_budget": counts["parameters"] < student.max_params,
     }
 
 
@@ -144,7 +150,12 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """
     student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
     if not network_cost.is_residual(student):
-        raise UserError(f"the student is {student.network}; the rules are for residual networks.")
+        raise UserError(
+            f"the student is {student.network}: it cannot be checked, because the rules are for "
+            "residual networks that a recipe describes by stages, blocks and width.\n"
+            "Type params to count its parameters, or give a recipe with "
+            'student.network = "resnet".'
+        )
     return Design.of(**student.spec()), student.activation
 
 

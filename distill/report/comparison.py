@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.events import VALIDATED, measure_name
 from distill.format import (
     UNKNOWN,
     counted,
@@ -128,7 +129,7 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         Column("NLL", _plain_mean_std, ("mean", "std"), unit="nats"),
         Column("ECE", _plain_mean_std, ("mean", "std"), unit=FRACTION),
         Column("parameters", grouped),
-        Column("time", duration, unit="s"),
+        Column("training", duration, unit="s"),
     )
     table = [
         (
@@ -192,18 +193,21 @@ def _points_interval(interval: Interval) -> str:
 
 
 def _runs(run_groups: Sequence[Group]) -> Table:
+    """Return a row per run; accuracies on the held-out images are those of the final weights."""
+    records = [run for group in run_groups for run in (*group.records, *group.duplicates)]
+    splits = [split for split in VALIDATED if any(run.val_split == split for run in records)]
     columns = (
         Column("run", is_number=False),
         Column("group", is_number=False),
         Column("train.seed", str),
         Column("data.seed", str),
         Column("epoch", str),
-        Column("held-out", percent, unit=FRACTION),
-        Column("test", percent, unit=FRACTION),
+        *(Column(measure_name("top1", split), percent, unit=FRACTION) for split in splits),
+        Column(measure_name("top1", "test"), percent, unit=FRACTION),
         Column("95 % interval", interval_text, ("low", "high"), unit=FRACTION),
         Column("NLL", "{:.4f}".format, unit="nats"),
         Column("ECE", "{:.4f}".format, unit=FRACTION),
-        Column("time", duration, unit="s"),
+        Column("training", duration, unit="s"),
     )
     rows = [
         (
@@ -211,7 +215,7 @@ def _runs(run_groups: Sequence[Group]) -> Table:
             group.name,
             *record.seeds,
             record.result.get("epoch"),
-            record.val_metric("top1"),
+            *(record.val_metric("top1") if record.val_split == s else None for s in splits),
             record.test_metric("top1"),
             test_interval(record),
             record.test_metric("nll"),

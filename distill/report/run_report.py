@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.events import Epoch
+from distill.events import Epoch, measure_name
 from distill.files import redact_urls
 from distill.format import UNKNOWN, counted, duration, grouped, interval_text, percent
 from distill.report import page as pages
@@ -113,16 +113,17 @@ def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
     interval, epoch = test_interval(record), record.result.get("epoch")
     yield HeadFigure("test accuracy", percent(record.test_metric("top1")), _with_level(interval))
     if record.val_images:
-        remark = f"of {grouped(record.val_images)} images" + (
+        images = counted(record.val_images, "image")
+        remark = f"{measure_name('top1', record.val_split)} of {images}" + (
             f"; selected epoch {epoch}" if epoch else ""
         )
         yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        yield HeadFigure(
-            "its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images"
-        )
-    remark = f"on {record.device}" if record.device else ""
+        yield HeadFigure("its teacher", percent(record.teacher_top1), f"on {record.teacher_images}")
+    total_s = record.result.get("total_s")
+    total = f"{duration(total_s)} with preparation and test" if total_s is not None else ""
+    remark = ", ".join(filter(None, [f"on {record.device}" if record.device else "", total]))
     yield HeadFigure("training time", duration(record.result.get("elapsed_s")), remark)
 
 
@@ -142,7 +143,7 @@ def _network(record: RunRecord, layers: Sequence[LayerRow]) -> list[Block]:
     total = sum(row[-1] for row in layers)
     return [
         Paragraph(
-            f"{grouped(total)} parameters in {len(layers)} layers, in the order of "
+            f"{grouped(total)} parameters in {counted(len(layers), 'layer')}, in the order of "
             "execution; the output is that for one image, channels first."
         ),
         Table(ValueTable("layers", "Layer by layer", columns, layers), is_long=len(layers) > 24),

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from distill import metrics
 from distill.errors import UserError
-from distill.events import measure_name
-from distill.format import describe_class_difference, points
+from distill.events import Split, measure_name
+from distill.format import counted, describe_class_difference, points
 from distill.recipe import recipes
 from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.read_predictions import Predictions
@@ -37,7 +37,9 @@ class ComparedRun:
     nll_test_interval: Interval  # bootstrap
     ece_test: float
     top1_val: float | None  # of the final weights, on the held-out images
-    elapsed_s: float
+    val_split: Split  # "val_ema" if the final weights are averaged
+    elapsed_s: float  # of training
+    total_s: float | None  # with preparation and test; None for runs of old versions
     weights: str  # sha256
 
 
@@ -154,7 +156,8 @@ def _check_same_images(
     if names[0] != names[1]:
         problem = "other classes: " + " / ".join(describe_class_difference(*names))
     elif len(predictions_a.labels) != len(predictions_b.labels):
-        problem = f"{len(predictions_a.labels):,} / {len(predictions_b.labels):,} images"
+        n_a, n_b = len(predictions_a.labels), len(predictions_b.labels)
+        problem = f"{n_a:,} / {counted(n_b, 'image')}"
     elif (predictions_a.labels != predictions_b.labels).any():
         n = int((predictions_a.labels != predictions_b.labels).sum())
         problem = (
@@ -182,7 +185,9 @@ def _describe(run: RunFolder, predictions: Predictions) -> ComparedRun:
         nll_test_interval=bootstrap(_mean, nll),
         ece_test=result["metrics"][measure_name("ece", "test")],
         top1_val=row.top1_val,
+        val_split=row.val_split,
         elapsed_s=result["elapsed_s"],
+        total_s=row.total_s,
         weights=result["weights"],
     )
 
@@ -217,13 +222,14 @@ def _findings(
     if p < SIGNIFICANT:
         better, worse = (a, b) if b.top1_test < a.top1_test else (b, a)
         yield (
-            f"Shown: on images like these {n:,} the network of {better.run} is correct more often "
-            f"than that of {worse.run}; B − A is between {low} and {high} points."
+            f"Shown: on images like {'this one' if n == 1 else f'these {n:,}'} the network of "
+            f"{better.run} is correct more often than that of {worse.run}; B − A is between {low} "
+            f"and {high} points."
         )
     else:
         yield (
-            f"No difference is shown: with these {n:,} images B − A may be anything between {low} "
-            f"and {high} points."
+            f"No difference is shown: with {'this' if n == 1 else 'these'} {counted(n, 'image')} "
+            f"B − A may be anything between {low} and {high} points."
         )
     yield (
         "Not shown: that one recipe is better. One run of each shows nothing about other seeds; "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill.errors import UserError
-from distill.events import Start, total_steps
+from distill.events import Split, Start, total_steps
 from distill.files import run_json_schemas
 from distill.recipe import recipes
 from distill.runs import journal, lock, read_predictions
@@ -21,6 +21,7 @@ from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
 
 State = Literal["finished", "training", "stopped", "killed", "never began", "damaged", "unreadable"]
+DEEPEST = 3  # levels of folders of groups of runs: runs/search-kd/rung-1/trial-0000 needs 2
 UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -35,12 +36,14 @@ class RunListing:
     updated_at: float  # when it finished, or when a file was last written
     state: State = "never began"
     recipe: str | None = None
+    data: str | None = None  # data source, as in the recipe
     teachers: tuple[str, ...] = ()  # run folders
     parameters: int | None = None
     top1_test: float | None = None
     top1_test_interval: Interval | None = None  # Wilson's, 95 %
     test_images: int | None = None
     top1_val: float | None = None  # of the final weights, on the held-out images
+    val_split: Split = "val"  # "val_ema" if the final weights are averaged
     # From which a stopped run would continue, the last one logged, or that of an early end.
     step: int | None = None
     total_steps: int | None = None
@@ -49,10 +52,10 @@ class RunListing:
 
 
 def list_runs(folder: Path) -> list[RunListing]:
-    """List the runs in `folder` and in its subfolders; if `folder` is a run, list only this run.
+    """List the runs in `folder` and in groups of runs inside it, down to DEEPEST levels.
 
-    The order is arbitrary. Raises UserError if there is no such folder; a missing `runs`, which the
-    first run creates, gives an empty list.
+    If `folder` is a run, only this run is listed. The order is arbitrary. Raises UserError if there
+    is no such folder; a missing `runs`, which the first run creates, gives an empty list.
     """
     if folder == RUNS and not folder.exists():
         return []
@@ -62,11 +65,11 @@ def list_runs(folder: Path) -> list[RunListing]:
 
 
 def _runs(folder: Path) -> Iterator[RunFolder]:
-    """Yield the runs in `folder` and its subfolders, and the folders that cannot be read."""
+    """Yield the runs in `folder` and in its groups, and the folders that cannot be read."""
     if RunFolder(folder).is_run:
         yield RunFolder(folder)
         return
-    for parent in (folder, *_groups(folder)):
+    for parent in _groups(folder, DEEPEST):
         yield from runs_in(parent)
         yield from (
             RunFolder(path)
@@ -75,12 +78,16 @@ def _runs(folder: Path) -> Iterator[RunFolder]:
         )
 
 
-def _groups(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in _subfolders(folder)
-        if not _why_unreadable(path) and not RunFolder(path).is_run
-    ]
+def _groups(folder: Path, levels: int) -> Iterator[Path]:
+    """Yield `folder` and the folders inside it, down to `levels` levels, that are no runs.
+
+    Only links in the uppermost folder are followed: others could lead back to a folder above.
+    """
+    yield folder
+    for path in _subfolders(folder) if levels else ():
+        is_group = not _why_unreadable(path) and not RunFolder(path).is_run
+        if is_group and (levels == DEEPEST or not path.is_symlink()):
+            yield from _groups(path, levels - 1)
 
 
 def _why_unreadable(path: Path) -> str:
@@ -111,6 +118,7 @@ def _list_run(run: RunFolder) -> RunListing:
         return replace(row, state="damaged", fault=f"{run.recipe.name} is missing")
     try:
         recipe = recipes.read(run.recipe)
+        row = replace(row, data=recipe.data.source)
         if recipes.has_teacher(recipe) and recipe.teacher:
             row = replace(row, teachers=recipe.teacher.runs)
         return _finished(run, row) if run.is_finished else _unfinished(run, row)
@@ -146,6 +154,7 @@ def _finished(run: RunFolder, row: RunListing) -> RunListing:
         top1_test_interval=None if n is None or n_correct is None else wilson(n_correct, n),
         test_images=n,
         top1_val=summary.top1_val,
+        val_split=summary.val_split,
         updated_at=datetime.fromisoformat(result["finished_at"]).timestamp(),
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.events import Epoch, Event, Start, measure_name
+from distill.events import Epoch, Event, Split, Start, measure_name
 from distill.files import run_json_schemas
 from distill.files.escape_text import visible
 from distill.recipe import recipes
@@ -15,6 +15,7 @@ from distill.recipe.recipes import Recipe
 from distill.runs import check_same_run, journal
 from distill.runs.read_predictions import Predictions, read_run
 from distill.runs.run_folder import Role, RunFolder
+from distill.runs.teacher_student_summary import teacher_images_text
 
 TestCurve = Mapping[int, Mapping[str, float]]  # epoch -> `top1/test`, `top1/train`, …
 
@@ -92,9 +93,20 @@ class RunRecord:
 
     @property
     def teacher_top1(self) -> float | None:
-        """The teacher's accuracy on the held-out images, 0..1; None without a teacher."""
+        """The teacher's accuracy on `teacher_images`, 0..1; None without a teacher."""
         top1: float | None = self.result["teacher"]["top1"] if self.result else None
         return top1 if self.result or self.start is None else self.start.teacher_top1
+
+    @property
+    def teacher_images(self) -> str:
+        """On how many of which images `teacher_top1` was measured; empty before the run began."""
+        if self.result:
+            n, data = self.result["teacher"].get("top1_images"), self.result["data"]
+            return teacher_images_text(n, data["val_images"], data["train_images"])
+        if self.start is None:
+            return ""
+        start = self.start
+        return teacher_images_text(start.teacher_images, start.val_images, start.train_images)
 
     @property
     def teachers(self) -> list[str]:
@@ -163,14 +175,20 @@ class RunRecord:
         """
         return self._metric(measure_name(measure, "test"))
 
+    @property
+    def val_split(self) -> Split:
+        """The split name of the final weights' measures on the held-out images: `val_ema` if the
+        weights are averaged, else `val`.
+        """
+        return "val" if self._metric(measure_name("top1", "val_ema")) is None else "val_ema"
+
     def val_metric(self, measure: str) -> float | None:
         """Return `top1`, `nll` or `ece` of the final weights on the held-out images.
 
         The best epoch is selected on these images. Before the run is finished, the weights are
         those of the best epoch so far.
         """
-        averaged = self._metric(measure_name(measure, "val_ema"))
-        return self._metric(measure_name(measure, "val")) if averaged is None else averaged
+        return self._metric(measure_name(measure, self.val_split))
 
     def _metric(self, name: str) -> float | None:
         """Return the metric `name` of the final weights; None if it was not measured.

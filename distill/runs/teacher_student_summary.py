@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from distill.errors import UserError
-from distill.events import measure_name
+from distill.events import Split, measure_name
+from distill.format import counted, percent
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
@@ -21,9 +22,11 @@ class ClosingRow:
     name: str  # "teacher", "alone" (the student without a teacher) or "distilled"
     network: str
     parameters: int | None = None
-    top1_val: float | None = None
+    top1_val: float | None = None  # of the final weights
     top1_test: float | None = None
-    time_s: float | None = None
+    training_s: float | None = None
+    total_s: float | None = None  # with preparation and the test; None for runs of old versions
+    val_split: Split = "val"  # "val_ema" if the final weights are averaged
 
 
 def closing_rows(run: RunFolder) -> list[ClosingRow]:
@@ -104,5 +107,33 @@ def summary_row(name: str, run: RunFolder) -> ClosingRow:
         parameters=result["parameters"],
         top1_val=metrics.get(measure_name("top1", "val")) if averaged is None else averaged,
         top1_test=metrics[measure_name("top1", "test")] if is_tested(result) else None,
-        time_s=result["elapsed_s"],
+        training_s=result["elapsed_s"],
+        total_s=result.get("total_s"),
+        val_split="val" if averaged is None else "val_ema",
     )
+
+
+def teacher_accuracy_text(
+    top1: float | None, n: int | None, val_images: int, train_images: int
+) -> str:
+    """Return the name and the value of the teacher's accuracy: `top1/val 95.31 %`.
+
+    If it was measured on a part of the held-out images only, or on training images because none are
+    held out, it is called so: `accuracy 95.31 % on 1,024 of 6,000 held-out images`.
+
+    `top1`: the accuracy, 0..1, on `n` images; `n` is None if an old version measured it.
+    `val_images`, `train_images`: numbers of held-out and of training images.
+    """
+    if top1 is None or n == val_images > 0:
+        return f"{measure_name('top1', 'val')} {percent(top1)}"
+    return f"accuracy {percent(top1)} on {teacher_images_text(n, val_images, train_images)}"
+
+
+def teacher_images_text(n: int | None, val_images: int, train_images: int) -> str:
+    """Return on how many of which images the teacher was measured: `1,024 of 6,000 held-out images`
+
+    or `all 5,000 held-out images`. The arguments are those of `teacher_accuracy_text`.
+    """
+    total, kind = (val_images, "held-out") if val_images else (train_images, "training")
+    part = "up to 1,024 of" if n is None else "all" if n == total else f"{n:,} of"
+    return f"{part} {counted(total, f'{kind} image')}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.format import counted, percent
 from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder
 
@@ -67,12 +68,13 @@ def _notes_on_best(ranked: Sequence[RunFolder], found: Sequence[RunFolder]) -> l
         return []
     first, *others = ranked
     left = [run for run in found if run not in ranked]
+    images = counted(_n_held_out(first) or 0, "held-out image")
     if others:
-        rank = f"the best of {len(ranked)} on the same {_n_held_out(first):,} held-out images"
-        following = f"; the next is {others[0].path}, {_val_accuracy(others[0]):.2%}"
+        rank = f"the best of {len(ranked)} on the same {images}"
+        following = f"; the next is {others[0].path}, {percent(_val_accuracy(others[0]))}"
     else:
-        rank, following = f"the only one with {_n_held_out(first):,} held-out images", ""
-    return [_note(first, f"{rank}, {_val_accuracy(first):.2%}{following}", left)]
+        rank, following = f"the only one with {images}", ""
+    return [_note(first, f"{rank}, {percent(_val_accuracy(first))}{following}", left)]
 
 
 def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:

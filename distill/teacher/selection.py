@@ -285,7 +285,8 @@ def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     if not seen:
         return []
     return [
-        f"teacher {run.path} was trained on {len(seen)} of the {len(held_out.labels)} images that "
-        "this run holds out and selects the best epoch on.\n"
+        f"teacher {run.path} was trained on {len(seen):,} of the "
+        f"{counted(len(held_out.labels), 'image')} that this run holds out and selects the best "
+        "epoch on.\n"
         f"Type --set data.holdout={teacher_recipe.data.holdout}, the teacher's own, or take another"
     ]

@@ -1,15 +1,18 @@
 """Terminal table of a comparison of two runs."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from distill.events import measure_name
+from distill.events import VALIDATED, Split, measure_name
 from distill.files.escape_text import visible
 from distill.format import (
+    UNKNOWN,
     bracketed,
+    counted,
     duration,
     grouped,
     p_equation,
@@ -40,6 +43,11 @@ def comparison_tables(compared: Comparison) -> RenderableType:
     )
 
 
+def _top1_val(run: ComparedRun, split: Split) -> str:
+    """Format the accuracy on the held-out images if the final weights' has this split name."""
+    return percent(run.top1_val if run.val_split == split else None)
+
+
 _ROWS: Sequence[tuple[str, Callable[[ComparedRun], str]]] = (
     ("run", lambda run: run.run),
     ("recipe", lambda run: run.recipe),
@@ -49,10 +57,11 @@ _ROWS: Sequence[tuple[str, Callable[[ComparedRun], str]]] = (
         measure_name("top1", "test"),
         lambda run: _percent_text(run.top1_test, run.top1_test_interval),
     ),
-    (measure_name("top1", "val"), lambda run: percent(run.top1_val)),
+    *((measure_name("top1", split), partial(_top1_val, split=split)) for split in VALIDATED),
     (measure_name("nll", "test"), lambda run: _nats_text(run.nll_test, run.nll_test_interval)),
     (measure_name("ece", "test"), lambda run: percent(run.ece_test)),
     ("training", lambda run: duration(run.elapsed_s)),
+    ("total", lambda run: duration(run.total_s)),
 )
 
 
@@ -62,7 +71,9 @@ def _side_by_side(a: ComparedRun, b: ComparedRun) -> Table:
     for name in "AB":
         table.add_column(name, overflow="fold")
     for name, text_of in _ROWS:
-        table.add_row(Text(name, "bold"), Text(visible(text_of(a))), Text(visible(text_of(b))))
+        texts = text_of(a), text_of(b)
+        if set(texts) != {UNKNOWN}:
+            table.add_row(Text(name, "bold"), *(Text(visible(text)) for text in texts))
     return table
 
 
@@ -70,8 +81,8 @@ def _test_lines(compared: Comparison) -> list[Text]:
     interval = compared.difference_interval
     rows = {
         "B − A": f"{points(compared.difference)} points {bracketed(interval, points)}",
-        "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of {compared.n:,} images; "
-        f"McNemar's {p_equation(compared.p)}",
+        "only one right": f"A {compared.only_a:,}, B {compared.only_b:,} of "
+        f"{counted(compared.n, 'image')}; McNemar's {p_equation(compared.p)}",
         "both": f"right {compared.both_right:,}, wrong {compared.both_wrong:,}",
         "same prediction": _percent_text(compared.agreement, compared.agreement_interval),
     }
@@ -80,7 +91,7 @@ def _test_lines(compared: Comparison) -> list[Text]:
 
 def _classes(classes: Sequence[ClassDifference]) -> Table:
     table = blank_table()
-    listed = f", {MOST_CLASSES} of {len(classes)}" if len(classes) > MOST_CLASSES else ""
+    listed = f", {MOST_CLASSES} of {len(classes):,}" if len(classes) > MOST_CLASSES else ""
     table.add_column(f"class{listed}", overflow="fold")
     for heading in ("images", "A right", "B right", "B − A", "only A", "only B"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from distill.errors import UserError
 from distill.events import Epoch, Event, Start, Step, total_steps
+from distill.format import counted
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder, open_run, write_text
 from distill.runs.teacher_student_summary import closing_rows
@@ -62,7 +63,8 @@ def first_start(journal_path: Path, events: Sequence[Event]) -> Start:
     starts = [event for event in events if isinstance(event, Start)]
     if not starts or not any(isinstance(event, Epoch) for event in events):
         raise UserError(
-            f"{journal_path} has {len(events)} events and no finished epoch: nothing to draw.\n"
+            f"{journal_path} has {counted(len(events), 'event')} and no finished epoch: nothing "
+            "to draw.\n"
             "Continue it with its own command and --resume, or give another run."
         )
     return starts[0]

@@ -22,6 +22,7 @@ from distill.terminal.progress import label_line
 from distill.terminal.table_style import blank_table
 
 Figures = Mapping[str, Any]
+MOST_CLASSES = 100  # most classes shown; --json has all
 CONFUSED_WITH = 2  # most classes listed as mistakes of a class
 
 
@@ -92,14 +93,20 @@ def missing_line(label: str, reason: str) -> Text:
 
 
 def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) -> Table:
-    """Show each class with its accuracy and most frequent mistakes."""
+    """Show each class with its accuracy and most frequent mistakes.
+
+    Of more than MOST_CLASSES classes, those with the lowest accuracy are shown.
+    """
     table = blank_table()
-    table.add_column("class", overflow="fold")
+    by_accuracy = sorted(range(len(classes)), key=lambda label: _accuracy_or_1(classes[label]))
+    shown = sorted(by_accuracy[:MOST_CLASSES])
+    left_out = f", the worst {len(shown)} of {len(classes):,}" if len(shown) < len(classes) else ""
+    table.add_column(f"class{left_out}", overflow="fold")
     for heading in ("images", "accuracy", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("mistaken for", overflow="fold")
     names = [row["name"] for row in classes]
-    for label, row in enumerate(classes):
+    for label, row in ((label, classes[label]) for label in shown):
         table.add_row(
             Text(visible(row["name"]), "bold"),
             grouped(row["n"]),
@@ -108,6 +115,12 @@ def class_table(classes: Sequence[Figures], confusion: Sequence[Sequence[int]]) 
             Text(", ".join(frequent_mistakes(names, label, confusion[label]))),
         )
     return table
+
+
+def _accuracy_or_1(row: Figures) -> float:
+    """Return a class's accuracy, 0..1; 1 if it has no test images."""
+    accuracy: float | None = row["accuracy"]
+    return 1.0 if accuracy is None else accuracy
 
 
 def frequent_mistakes(names: Sequence[str], label: int, counts: Sequence[int]) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Display a training in the terminal: header, progress bars, one line per epoch, closing table.
 
-The display uses only the events of `distill/events.py`, never the clock, so that a replayed journal
-looks like the run did. On a terminal, bars are shown below the lines of the epochs. Otherwise only
-lines without colour are written, which include speed and remaining time.
+The lines on a training use only the events of `distill/events.py`, never the clock, so that a
+replayed journal looks like the run did. On a terminal, bars are shown below the lines of the
+epochs. Otherwise only lines without colour are written, which include speed and remaining time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -42,25 +44,28 @@ from distill.format import (
     percent,
     time_with_range,
 )
-from distill.runs.teacher_student_summary import ClosingRow
+from distill.runs.teacher_student_summary import ClosingRow, teacher_accuracy_text
 from distill.terminal.table_style import GAP, blank_table
+
+LOG_AFTER_S = 5.0  # without a terminal, no line is printed on a task that is done sooner
 
 
 class ProgressDisplay:
     """Displays the events of a training: a callback, used inside `with`.
 
-    Its method `progress` displays work before the training, such as reading images.
+    Its method `progress` displays tasks beside the training steps, such as reading images.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self._clock = console, clock
         self._start: Start | None = None
         self._step = 0
         self._epoch = 0
         self._best_epoch: int | None = None
         self._metrics: dict[str, float] = {}
         self._s_per_step: float | None = None
-        self._preparing: dict[str, tuple[int, int]] = {}
+        self._tasks: dict[str, tuple[int, int]] = {}  # items done and in all, by name
+        self._task_began_at: dict[str, float] = {}  # by the same names
         self._live = Live(
             console=console,
             get_renderable=self.bars,
@@ -99,26 +104,37 @@ class ProgressDisplay:
             self._print(*end_lines(event))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` items of a preparation are done; `total` is 0 if unknown.
+        """Show that `done` of `total` items of a task are done; `total` is 0 if unknown.
 
-        `what`: the name of the preparation. Without a terminal, prints a line for each quarter.
+        `what`: the name of the task. Without a terminal, prints a line for each quarter of a task
+        of several items that has taken LOG_AFTER_S; none during the training, where each epoch has
+        a line.
         """
-        before, _ = self._preparing.get(what, (0, total))
+        if what not in self._tasks:
+            self._task_began_at[what] = self._clock()
+        taken_s = self._clock() - self._task_began_at[what]
+        before, _ = self._tasks.get(what, (0, total))
+        others = {name: items for name, items in self._tasks.items() if name != what}
         # A new dict: the thread that draws may be reading the old one.
-        self._preparing = self._preparing | {what: (done, total)}
-        if not self.console.is_interactive and quarters_done(done, total) > quarters_done(
-            before, total
-        ):
+        self._tasks = others if done >= total > 0 else others | {what: (done, total)}
+        is_log = not self.console.is_interactive and not self._is_training
+        has_line = is_log and total > 1 and taken_s >= LOG_AFTER_S
+        if has_line and quarters_done(done, total) > quarters_done(before, total):
             self._print(Text(f"{what}  {done:,} of {total:,}"))
+
+    @property
+    def _is_training(self) -> bool:
+        return self._start is not None and self._epoch < self._start.epochs
 
     def bars(self) -> RenderableType:
         """Return the part of the display that is redrawn.
 
-        Before the training it has a bar for each preparation; then bars of epoch and step, and the
-        latest metrics.
+        It has bars of epoch and step and the latest metrics once the training has begun, and a bar
+        for each unfinished task, such as reading images or measuring the test split.
         """
+        tasks = task_bars(self._tasks)
         if self._start is None:
-            return preparation_bars(self._preparing)
+            return tasks
         current = Table.grid(padding=(0, 1, 0, 0), expand=True)
         current.add_column(no_wrap=True)
         current.add_column(justify="right", no_wrap=True)
@@ -126,10 +142,10 @@ class ProgressDisplay:
         current.add_column(justify="right", no_wrap=True)
         current.add_row(*self._epoch_bar(self._start))
         current.add_row(*self._step_bar(self._start))
-        return Group(current, self._latest())
+        return Group(current, self._latest(), tasks)
 
     def _begin(self, start: Start) -> None:
-        self._start = start
+        self._start, self._tasks = start, {}
         self._step = start.first_step
         self._epoch = start.first_epoch
         self._print(*head_lines(start))
@@ -144,15 +160,19 @@ class ProgressDisplay:
     def _close_epoch(self, epoch: Epoch) -> None:
         self._step, self._epoch = epoch.step, epoch.epoch
         self._metrics = self._metrics | epoch.metrics
-        if epoch.is_best:
+        if epoch.is_best and self._is_validated:
             self._best_epoch = epoch.epoch
         if self._start and (steps := total_steps(self._start) - epoch.step) > 0:
             self._s_per_step = epoch.remaining_s / steps  # validation included
         epochs = self._start.epochs if self._start else epoch.epoch
         # If there are bars, they show the speed.
-        self._print(
-            epoch_line(epoch, epochs, () if self.console.is_interactive else self._speed(epoch))
-        )
+        speed = () if self.console.is_interactive else self._speed(epoch)
+        self._print(epoch_line(epoch, epochs, speed, is_validated=self._is_validated))
+
+    @property
+    def _is_validated(self) -> bool:
+        """Whether images are held out, on which each epoch is measured."""
+        return self._start is None or self._start.val_images > 0
 
     def _speed(self, epoch: Epoch) -> list[str]:
         return [rate_text(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
@@ -192,7 +212,8 @@ class ProgressDisplay:
         return None if s_per_step is None else s_per_step * steps
 
     def _latest(self) -> Text:
-        parts = [losses_text(self._metrics), *accuracy_texts(self._metrics)]
+        accuracies = accuracy_texts(self._metrics) if self._is_validated else []
+        parts = [losses_text(self._metrics), *accuracies]
         if LR in self._metrics:
             parts.insert(1, f"lr {self._metrics[LR]:.4g}")
         if self._best_epoch is not None:
@@ -251,44 +272,57 @@ def label_line(label: str, text: str) -> Text:
 
 
 def teacher_text(start: Start) -> str:
-    """Return the teacher and its accuracy on the held-out images."""
+    """Return the teacher and its accuracy, with the number of images if they are only a part."""
     if start.teacher is None:
         return "none, labels only"
-    return f"{start.teacher}, {measure_name('top1', 'val')} {percent(start.teacher_top1)}"
+    accuracy = teacher_accuracy_text(
+        start.teacher_top1, start.teacher_images, start.val_images, start.train_images
+    )
+    return f"{start.teacher}, {accuracy}"
 
 
-def epoch_line(epoch: Epoch, epochs: int, speed: Sequence[str] = ()) -> Text:
-    """Return one line on an epoch; `speed`: images/s and remaining time if there are no bars."""
+def epoch_line(
+    epoch: Epoch, epochs: int, speed: Sequence[str] = (), *, is_validated: bool = True
+) -> Text:
+    """Return one line on an epoch; `speed`: images/s and remaining time if there are no bars.
+
+    `is_validated`: whether images are held out; without them no epoch has an accuracy or is best.
+    """
     count = f"epoch {epoch.epoch}/{epochs}".ljust(len(f"epoch {epochs}/{epochs}"))
-    parts = [count, losses_text(epoch.metrics), *accuracy_texts(epoch.metrics), *speed]
-    return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if epoch.is_best else "")
+    accuracies = accuracy_texts(epoch.metrics) if is_validated else []
+    parts = [count, losses_text(epoch.metrics), *accuracies, *speed]
+    is_best = is_validated and epoch.is_best
+    return Text.assemble(GAP.join(parts), (f"{GAP}best", "green") if is_best else "")
 
 
 def end_lines(end: End) -> Iterator[Text]:
     """Yield lines with the epoch of the final weights, their accuracy, and their path."""
     is_averaged = measure_name("top1", "val_ema") in end.metrics
+    shown: tuple[Split, ...] = ("val_ema" if is_averaged else "val", "test")
     summary = [
         f"final weights: epoch {end.epoch}",
-        accuracy_text(end.metrics, "val_ema" if is_averaged else "val"),
         *(
-            [accuracy_text(end.metrics, "test")]
-            if measure_name("top1", "test") in end.metrics
-            else []
+            accuracy_text(end.metrics, split)
+            for split in shown
+            if measure_name("top1", split) in end.metrics
         ),
         f"trained for {duration(end.elapsed_s)}",
+        *(
+            []
+            if math.isnan(end.total_s)
+            else [f"{duration(end.total_s)} with preparation and test"]
+        ),
     ]
     yield Text(GAP.join(summary), "bold")
     yield label_line("weights", end.weights)
 
 
-def preparation_bars(preparing: Mapping[str, tuple[int, int]]) -> Table:
-    """Return a bar for each unfinished preparation."""
+def task_bars(tasks: Mapping[str, tuple[int, int]]) -> Table:
+    """Return a bar for each task: items done and in all, by its name; 0 in all if unknown."""
     bars = Table.grid(padding=(0, 1, 0, 0))
-    for what, (done, total) in preparing.items():
-        if not total:
-            bars.add_row(what, ProgressBar(None, width=30), f"{done:,}")
-        elif done < total:
-            bars.add_row(what, ProgressBar(total, done, width=30), f"{done:,}/{total:,}")
+    for what, (done, total) in tasks.items():
+        known = f"{done:,}/{total:,}" if total else f"{done:,}" if done else ""
+        bars.add_row(what, ProgressBar(total or None, done, width=30), known)
     return bars
 
 
@@ -301,25 +335,37 @@ def quarters_done(done: int, total: int) -> int:
 
 
 def closing_table(rows: Sequence[ClosingRow]) -> Table:
-    """Show teachers, the student without a teacher, and the distilled student, a row for each."""
+    """Show teachers, the student without a teacher, and the distilled student, a row for each.
+
+    The accuracy on the held-out images has the same name as in the line of an epoch: `top1/val`, or
+    `top1/val_ema` with averaged weights; if only some rows have these, they are marked with `ema`.
+    `training`: the time of the training alone; `total`: with the preparation before it and the
+    measurement on the test split after it.
+    """
     table = blank_table()
     table.add_column("", no_wrap=True)
     table.add_column("network", overflow="fold")
+    validated = {row.val_split for row in rows if row.top1_val is not None}
+    is_mixed = len(validated) > 1
+    val_name = measure_name("top1", "val_ema" if validated == {"val_ema"} else "val")
     for heading in (
         "parameters",
-        measure_name("top1", "val"),
+        *([val_name] if validated else []),
         measure_name("top1", "test"),
-        "time",
+        "training",
+        "total",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
+        mark = " ema" if is_mixed and row.val_split == "val_ema" else ""
         table.add_row(
             Text(row.name, "bold"),
             Text(row.network),
             grouped(row.parameters),
-            percent(row.top1_val),
+            *([percent(row.top1_val) + mark] if validated else []),
             percent(row.top1_test),
-            duration(row.time_s),
+            duration(row.training_s),
+            duration(row.total_s),
         )
     return table
 

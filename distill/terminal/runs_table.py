@@ -1,4 +1,7 @@
-"""Terminal table of runs, sorted and fitted to the terminal's width."""
+"""Terminal table of runs, sorted and fitted to the terminal's width.
+
+Of the trials of a sweep or search only the best one has a row, and those that need attention.
+"""
 
 import re
 import time
@@ -17,9 +20,14 @@ from distill.runs.list_runs import RunListing
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
-LEGEND = "test: ± half of Wilson's 95 % interval; val: the held-out images"
+LEGEND = (
+    "test: top1/test ± half of Wilson's 95 % interval; val: top1/val on the held-out images, with "
+    "ema top1/val_ema"
+)
+TRIAL = re.compile(r"trial-\d+")  # folder name of a trial of a sweep or of a rung of a search
+SHOWN = ("training", "damaged", "unreadable")  # states of trials that always have a row
 WIDE = 100  # terminal width from which columns are two spaces apart instead of one
-NAMES = ("run", "recipe", "teacher")
+NAMES = ("run", "recipe", "teacher", "data")
 FIGURES = ("params", "test %", "val %", "state", "age")
 # Where a name may be split into two lines: best after / or a space or before +, else after - or _.
 BREAKS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
@@ -29,6 +37,7 @@ COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
     "run": lambda run: run.path,
     "recipe": lambda run: run.recipe,
     "teacher": lambda run: [Path(path).name for path in run.teachers] or None,
+    "data": lambda run: run.data,
     "parameters": lambda run: run.parameters,
     "test": lambda run: run.top1_test,
     "val": lambda run: run.top1_val,
@@ -36,6 +45,8 @@ COLUMNS: Mapping[str, Callable[[RunListing], Any]] = {
     "age": lambda run: -run.updated_at,
 }
 BEST_FIRST = ("parameters", "test", "val")
+ACCURACIES = ("test", "val")
+SYNTHETIC = "synthetic"  # the data source of generated images
 
 
 # Other names that users may type for a column.
@@ -46,7 +57,8 @@ def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
     """Sort runs by a column of the table.
 
     Text is sorted from A to Z, numbers from the largest, age from the newest; runs without a value
-    are last. Raises UserError for an unknown column.
+    are last. By accuracy, runs on synthetic images are below those on real ones, which are harder.
+    Raises UserError for an unknown column.
     """
     if column not in COLUMNS:
         near = [ALSO[column]] if column in ALSO else get_close_matches(column, COLUMNS, n=1)
@@ -56,7 +68,32 @@ def sort_runs(runs: Sequence[RunListing], column: str) -> list[RunListing]:
     newest = sorted(runs, key=lambda run: -run.updated_at)
     some = [run for run in newest if value(run) is not None]
     none = [run for run in newest if value(run) is None]
-    return sorted(some, key=value, reverse=column in BEST_FIRST) + none
+    ordered = sorted(some, key=value, reverse=column in BEST_FIRST)
+    if column in ACCURACIES:
+        ordered.sort(key=lambda run: run.data == SYNTHETIC)
+    return ordered + none
+
+
+def fold_trials(
+    runs: Sequence[RunListing], folder: Path
+) -> tuple[list[RunListing], dict[str, int]]:
+    """Leave out the trials of sweeps and searches inside `folder`, except for the best of each.
+
+    Trials that are training, damaged or unreadable are not left out, nor those directly in
+    `folder`. The best trial is the one with the highest accuracy on the held-out images. Returns
+    the other runs in their order, and by the path of a best trial the number of trials.
+    """
+    sweeps: dict[Path, list[RunListing]] = {}
+    for run in runs:
+        path = Path(run.path)
+        if TRIAL.fullmatch(path.name) and path.parent != folder:
+            sweeps.setdefault(path.parent, []).append(run)
+    n_trials, left_out = dict[str, int](), set[str]()
+    for trials in sweeps.values():
+        best = max(trials, key=lambda run: -1.0 if run.top1_val is None else run.top1_val)
+        n_trials[best.path] = len(trials)
+        left_out |= {run.path for run in trials if run is not best and run.state not in SHOWN}
+    return [run for run in runs if run.path not in left_out], n_trials
 
 
 def runs_table(
@@ -65,17 +102,21 @@ def runs_table(
     """Show a row of at most two lines for each run, and the faults of damaged runs below.
 
     `folder`: names of runs are shown relative to it. `width`: characters of the terminal. `now`:
-    seconds since 1970.
+    seconds since 1970. Trials are left out as by `fold_trials`, and so is the column of the data
+    source if it is the same for all runs.
     """
     now = time.time() if now is None else now
-    names = [_names(run, folder) for run in runs]
+    runs, n_trials = fold_trials(runs, folder)
+    sources = {run.data for run in runs}
+    headings = NAMES if len(sources) > 1 else NAMES[:-1]
+    names = [_names(run, folder, n_trials.get(run.path, 0))[: len(headings)] for run in runs]
     figures = [_number_cells(run, now) for run in runs]
     padding = 1 if width >= WIDE else 0
     used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
-    gaps = (len(NAMES) + len(FIGURES) - 1) * (1 + padding)
+    gaps = (len(headings) + len(FIGURES) - 1) * (1 + padding)
     widths = fit_widths(width - used - gaps, names)
     table = blank_table(padding)
-    for heading, column_width in zip(NAMES, widths, strict=True):
+    for heading, column_width in zip(headings, widths, strict=True):
         table.add_column(heading, no_wrap=True, width=column_width)
     for heading in FIGURES:
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
@@ -88,15 +129,23 @@ def runs_table(
         for run, (name, *_) in zip(runs, names, strict=True)
         if run.fault
     ]
-    return Group(table, *faults, Text(LEGEND, "dim"))
+    same = runs[0].data if len(sources) == 1 else None
+    legend = LEGEND if same is None else f"{LEGEND}; data: {visible(same)}"
+    return Group(table, *faults, Text(legend, "dim"))
 
 
-def _names(run: RunListing, folder: Path) -> tuple[str, str, str]:
-    """Return the full names of a run, its recipe and its teachers."""
+def _names(run: RunListing, folder: Path, n_trials: int) -> tuple[str, ...]:
+    """Return the full names of a run, its recipe, its teachers and its data source.
+
+    `n_trials`: of how many trials the run is the best; 0 if it has a row for itself alone.
+    """
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
+    best_of = f" (best of {n_trials:,})" if n_trials > 1 else ""
     teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
-    return visible(name), visible(run.recipe or UNKNOWN), visible(teachers or UNKNOWN)
+    data = None if run.data is None else Path(run.data).name or run.data
+    others = (run.recipe, teachers, data)
+    return (visible(name) + best_of, *(visible(text or UNKNOWN) for text in others))
 
 
 def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
@@ -104,7 +153,7 @@ def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
     return (
         grouped(run.parameters),
         accuracy_text(run.top1_test, run.top1_test_interval),
-        accuracy_text(run.top1_val, None),
+        accuracy_text(run.top1_val, None) + (" ema" if run.val_split == "val_ema" else ""),
         state_text(run),
         age_text(now - run.updated_at),
     )
@@ -121,7 +170,7 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
     are still too wide, the widest columns are limited to the same width.
     """
     columns = list(zip(*names, strict=True))
-    heads = [*map(len, NAMES)]
+    heads = [len(heading) for heading, _ in zip(NAMES, columns, strict=False)]
     halves = [max(map(two_line_width, column)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
     return _limit_widths(width, whole, _limit_widths(width, [*map(max, heads, halves)], heads))

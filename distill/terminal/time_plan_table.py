@@ -123,8 +123,8 @@ def _notes(planned: Mapping[str, Any]) -> list[str]:
     share = planned["processor_share"]
     if share is not None and share < BUSY:
         notes.append(
-            f"Other programs are running: the steps had {share:.0%} of the processor. Without them "
-            f"all times are shorter, to {share:.0%} at best.".replace("%", " %")
+            f"Other programs are running: the steps had {100 * share:.0f} % of the processor. "
+            f"Without them all times are shorter, to {100 * share:.0f} % at best."
         )
     if planned["against_the_rules"]:
         n = counted(len(planned["against_the_rules"]), "recipe")

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from distill import format
 from distill.events import TOTAL
 from distill.training.state import TrainState
 
@@ -67,7 +68,7 @@ def _check_progress(state: TrainState, progress: Mapping[str, Any]) -> None:
     epoch, step = progress["epoch"], progress["step"]
     _check_number("its epoch", epoch, int, 0, -(-total // per_epoch))
     first, last = (min(number * per_epoch, total) for number in (epoch, epoch + 1))
-    _check_number(f"its step after {epoch} epochs", step, int, first, last)
+    _check_number(f"its step after {format.counted(epoch, 'epoch')}", step, int, first, last)
     best = progress["best"]["epoch"]
     _check_number("its best epoch", best, int, 0, epoch)
     if (progress["best"]["weights"] or progress["best"]["metrics"]) and not best:

@@ -126,7 +126,7 @@ def import_teacher(
         yield start
         test = test_split(source, progress=progress)
         to_device(net, accel.device)
-        tested = final_test.measure_on_test(folder, net, None, None, test, accel)
+        tested = final_test.measure_on_test(folder, net, None, None, test, accel, progress=progress)
         path = folder.weights("teacher")
         checkpoint.save_weights(path, checkpoint.copy_weights(net))
         end = End(0, tested, start.parameters, 0.0, str(path))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from distill.data import rng
 from distill.data.loader import Batch
+from distill.data.task_progress import image_counter
 from distill.errors import Failure, UserError
-from distill.evaluation.predict_split import evaluate_network
+from distill.evaluation.predict_split import BATCH, evaluate_network
 from distill.events import (
     IMAGES_PER_S,
     LR,
@@ -273,6 +274,7 @@ def validate(state: TrainState) -> dict[str, float]:
         return {}
 
     def stop_early() -> None:
+        count_batch()
         request = state.stop_signal.request
         # Several processes would have to agree first; they stop after the validation.
         if request.stops and state.accelerator.num_processes == 1:
@@ -280,7 +282,10 @@ def validate(state: TrainState) -> dict[str, float]:
             _stop_if_requested(state, request)
 
     metrics: dict[str, float] = {}
+    n_images, per_batch = len(state.held_out.labels), BATCH * state.accelerator.num_processes
     for split, net in state.networks_to_validate.items():
+        task = f"measuring {measure_name('top1', split)}"
+        count_batch = image_counter(state.progress, task, n_images, per_batch)
         with state.accelerator.autocast():  # accelerate wraps `model_ddp`, but not these networks
             values = evaluate_network(net, state.held_out, state.accelerator, stop_early)
         metrics |= {measure_name(name, split): value for name, value in values.items()}

@@ -60,6 +60,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
         "total_steps": state.total_steps,
         "compiled": state.compiled,
         "elapsed_s": state.elapsed_s,
+        "preparation_s": state.preparation_s,
         "retries": state.retries,
         "lr_factor": state.lr_factor,
         "best": vars(state.best),
@@ -234,6 +235,7 @@ def restore(state: TrainState, tensors: dict[str, Any], progress: dict[str, Any]
     state.step, state.epoch = progress["step"], progress["epoch"]
     state.retries, state.lr_factor = progress["retries"], progress["lr_factor"]
     state.best, state.best_weights = BestEpoch(**progress["best"]), None
+    state.preparation_s = progress.get("preparation_s", 0.0)  # earlier versions did not save it
     state.start_clock(earlier_s=progress["elapsed_s"])
 
 

@@ -24,11 +24,13 @@ from distill.components.read_test_split import SplitIdentity, check_test, identi
 from distill.data import array_cache
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
+from distill.data.task_progress import running
 from distill.errors import Failure, RaisedByAll, UserError
 from distill.evaluation import final_test, write_results
-from distill.evaluation.predict_split import evaluate_network
+from distill.evaluation.predict_split import predict_with_progress, to_host
 from distill.events import End, Event, Start
 from distill.format import counted
+from distill.metrics import measures
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipes
@@ -47,7 +49,8 @@ from distill.training.signals import StopSignal
 from distill.training.start_notes import start_notes
 from distill.training.state import TrainState
 
-TEACHER_CHECK_IMAGES = 1024  # held-out images: enough to detect an untrained teacher, in seconds
+MOST_CHECK_IMAGES = 5000  # a teacher is measured on all held-out images if there are at most these
+TEACHER_CHECK_IMAGES = 1024  # else on a part: enough to detect an untrained teacher, in seconds
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def train_and_test(
 
     With `request.ends_early`, a run that was cut off is finished with its best weights so far.
     """
+    began_at = time.monotonic()
     accel = build_accelerator(request.recipe)
     folder = _run_folder(request)
     if request.resume:
@@ -104,11 +108,12 @@ def train_and_test(
     with _locked(folder, accel) as killed, out_of_memory.explain_out_of_memory(request.recipe):
         run_folder.check_out(folder, request.resume)  # another process may have begun meanwhile
         ready = _prepare(request, folder, accel, progress)
-        start = _start_event(ready, killed)
+        start = _start_event(ready, killed, progress)
         write_results.check_result(
             request.recipe, start, _data_of_result(ready), ready.state.identity["teacher"]
         )
         yield start
+        ready.state.preparation_s += time.monotonic() - began_at
         if is_early := request.ends_early and finish_early.is_cut_off(ready.state):
             finish_early.select_weights(ready.state)
         else:
@@ -162,7 +167,8 @@ def _prepare(
         test = identify_test(source, images, progress=progress)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
     request = replace(request, recipe=_with_normalisation(request.recipe, images, earlier))
-    split = split_images(request.recipe, images)
+    with running(progress, "computing the fingerprint of the train split"):
+        split = split_images(request.recipe, images)
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
     passed_over = selection.notes_on_broken_runs(request.recipe, earlier, places)
     chosen = selection.resolve_teachers(
@@ -175,7 +181,8 @@ def _prepare(
     own_recipe, request = with_code(request.recipe, request.role), replace(request, recipe=recipe)
     if not request.ends_early:
         _check_resumable(folder, request)
-    teacher = selection.load_teacher(recipe, images, split)
+    with running(progress, "loading the teacher"):
+        teacher = selection.load_teacher(recipe, images, split)
     identity = fingerprints.identity(
         recipe, images, "" if teacher is None else teacher.fingerprint, test
     )
@@ -183,8 +190,9 @@ def _prepare(
     check_same_inputs(
         accel, lambda: {fingerprints.CALLED[k]: v for k, v in (identity | requested).items()}
     )
-    state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
-    state.stop_signal = request.stop
+    with running(progress, "building the networks"):
+        state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
+    state.stop_signal, state.progress = request.stop, progress
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     if request.ends_early:
         finish_early.check_is_trained(state)
@@ -198,7 +206,7 @@ def _prepare(
         *passed_over,
         *(() if request.ends_early else _changed_source_note(hashes)),
         *teacher_notes,
-        *_decide_compilation_and_steps(state, recipe, resumed.progress),
+        *_decide_compilation_and_steps(state, recipe, resumed.progress, progress),
         *_plan_epoch_weights(state, request),
     )
     accel.wait_for_everyone()  # all have read the folder before it is written
@@ -243,7 +251,7 @@ def _changed_source_note(hashes: list[str]) -> Iterator[str]:
 
 
 def _decide_compilation_and_steps(
-    state: TrainState, recipe: Recipe, decided: dict[str, Any]
+    state: TrainState, recipe: Recipe, decided: dict[str, Any], progress: Progress | None
 ) -> tuple[str, ...]:
     """Decide on compilation and on the number of steps; return notes on both.
 
@@ -258,11 +266,14 @@ def _decide_compilation_and_steps(
     # reproducible in every bit.
     elif recipe.train.compile == "auto" and not decided and _on_gpu(state):
         run_s = None if minutes is None else 60 * minutes
-        notes.append(f"train.compile = auto: {minutes_to_steps.choose_compilation(state, run_s)}")
+        with running(progress, "timing steps, plain and compiled"):
+            decision = minutes_to_steps.choose_compilation(state, run_s)
+        notes.append(f"train.compile = auto: {decision}")
     if minutes is not None:
-        steps = decided.get("total_steps") or minutes_to_steps.steps_within(
-            state, minutes, began_at
-        )
+        with running(progress, "timing steps"):
+            steps = decided.get("total_steps") or minutes_to_steps.steps_within(
+                state, minutes, began_at
+            )
         build.set_total_steps(state, recipe, steps)
         fitting = counted(steps, "step fits", "steps fit")
         notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
@@ -293,14 +304,18 @@ def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
         check_same_run.check_same(folder, request.recipe)
 
 
-def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
+def _start_event(ready: PreparedRun, killed: LockHolder | None, progress: Progress | None) -> Start:
     """Return the start event, with notes. Measures the teacher's accuracy first.
 
     `killed`: the process that was killed in the folder; None if there is none.
     """
     request, split, state = ready.request, ready.split, ready.state
     accel, recipe = state.accelerator, request.recipe
-    teacher_top1 = None if ready.teacher is None else _measure_teacher(ready.teacher, ready)
+    teacher_top1, teacher_images = None, None
+    if ready.teacher is not None:
+        teacher_top1, teacher_images = _measure_teacher(ready.teacher, ready, progress)
+    with running(progress, "reading the cached logits"):
+        own_notes = tuple(start_notes(state, recipe, split, ready.test, teacher_top1))
     return Start(
         run=str(state.folder.path),
         role=request.role,
@@ -323,11 +338,12 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None) -> Start:
         retries=state.retries,
         teacher=" + ".join(str(run.path) for run in selection.named_teachers(recipe)) or None,
         teacher_top1=teacher_top1,
+        teacher_images=teacher_images,
         notes=(
             *_killed_note(killed),
             *request.notes,
             *ready.notes,
-            *start_notes(state, recipe, split, ready.test, teacher_top1),
+            *own_notes,
         ),
     )
 
@@ -337,13 +353,20 @@ def _killed_note(killed: LockHolder | None) -> Iterator[str]:
         yield f"{killed}, was killed here: its lock is taken over"
 
 
-def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
-    """Return the teacher's accuracy, 0..1, on up to 1,024 held-out images.
+def _measure_teacher(
+    teacher: FrozenTeacher, ready: PreparedRun, progress: Progress | None
+) -> tuple[float, int]:
+    """Return the teacher's accuracy, 0..1, and the number of images that it was measured on.
 
-    Uses training images if none are held out. The result is cached by weights and images.
+    These are all held-out images, or the first TEACHER_CHECK_IMAGES if there are more than
+    MOST_CHECK_IMAGES; training images, as many, if none are held out. The result is cached by
+    weights and images.
     """
     accel, images = ready.state.accelerator, ready.split.held_out or ready.split.train
-    checked = load_data_set.subset(images, np.arange(min(TEACHER_CHECK_IMAGES, len(images.labels))))
+    n_images = len(images.labels)
+    is_part = ready.split.held_out is None or n_images > MOST_CHECK_IMAGES
+    n_checked = min(TEACHER_CHECK_IMAGES, n_images) if is_part else n_images
+    checked = load_data_set.subset(images, np.arange(n_checked))
     combination = "".join(
         f" {key}={value}" for key, value in combination_identity(ready.request.recipe).items()
     )
@@ -351,11 +374,12 @@ def _measure_teacher(teacher: FrozenTeacher, ready: PreparedRun) -> float:
     key = f"teachers/{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
     [cached] = broadcast_object_list([_cached_accuracy(key)])  # rank 0 decides for all
     if cached is not None:
-        return float(cached)
-    top1 = evaluate_network(teacher, checked, accel)["top1"]
+        return float(cached), n_checked
+    predicted = predict_with_progress(teacher, checked, accel, progress, "measuring the teacher")
+    top1 = measures(*to_host(predicted))["top1"]
     if accel.is_main_process:
         array_cache.save_cached(key, np.array(top1))
-    return top1
+    return top1, n_checked
 
 
 def _cached_accuracy(key: str) -> float | None:
@@ -374,6 +398,7 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     """Save the best epoch's weights as the final weights; measure the test split if requested."""
     request, split, state = ready.request, ready.split, ready.state
     accel, folder, best = state.accelerator, state.folder, state.best
+    trained_s = state.elapsed_s
     net = build_network(request.recipe, request.role, split.train.n_classes)
     checkpoint.load_weights(checkpoints.best_file(folder, best), net, best.weights)
     to_device(net, accel.device)
@@ -382,9 +407,13 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
         with accel.main_process_first():
             test = test_split(request.recipe.data.source, progress=progress)
         check_test(test, ready.test)
-        tested = final_test.measure_on_test(folder, net, ready.teacher, split.held_out, test, accel)
+        tested = final_test.measure_on_test(
+            folder, net, ready.teacher, split.held_out, test, accel, progress=progress
+        )
     weights = folder.weights(request.role)
-    end = End(best.epoch, best.metrics | tested, start.parameters, state.elapsed_s, str(weights))
+    total_s = state.preparation_s + state.elapsed_s
+    metrics = best.metrics | tested
+    end = End(best.epoch, metrics, start.parameters, trained_s, str(weights), total_s)
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     accel.wait_for_everyone()

@@ -13,7 +13,7 @@ from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
 from distill.data.sources import load_data_set
-from distill.format import counted, format_size
+from distill.format import counted, format_size, percent
 from distill.models.features import tap_points
 from distill.recipe.loss_schema import taps
 from distill.recipe.recipes import Recipe
@@ -205,7 +205,7 @@ def _recipe_notes(
         if teacher_top1 is not None:
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
-        yield f"the teacher is hardly above chance ({teacher_top1:.1%}): look at its run"
+        yield f"the teacher is hardly above chance ({percent(teacher_top1)}): look at its run"
     hard = recipe.loss.hard
     if hard is not None and hard.weight == 0 and hard.label_smoothing > 0:
         yield (

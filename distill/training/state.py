@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.data.image_set import ImageSet
+from distill.data.image_set import ImageSet, Progress
 from distill.data.loader import Loader
 from distill.events import Split
 from distill.losses.objective import Objective
@@ -60,6 +60,7 @@ class TrainState:
     ranks: ProcessAgreement
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
+    progress: Progress | None = None  # called with the number of held-out images measured
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # times the steps of this process
     epochs_to_save: frozenset[int] = frozenset()  # after which the weights are saved, from 1
     compiled: bool = False
@@ -72,6 +73,7 @@ class TrainState:
     best: BestEpoch = field(default_factory=BestEpoch)
     best_weights: dict[str, Tensor] | None = None  # of the best epoch, not yet on disk
     earlier_s: float = 0.0  # seconds of training in earlier processes of this run
+    preparation_s: float = 0.0  # seconds of preparing the training, in all processes of this run
     began_at: float = field(default_factory=time.monotonic)
     began_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)

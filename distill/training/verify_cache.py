@@ -46,7 +46,7 @@ class CacheCheck:
             parts.append(f"the teacher now computes other logits for: {views}")
         if self.n_compared:
             views = counted(self.n_views_compared, "view")
-            parts.append(f"logits of {self.n_compared} samples in {views} recomputed")
+            parts.append(f"logits of {counted(self.n_compared, 'sample')} in {views} recomputed")
         if self.why_not_compared:
             parts.append(f"the teacher could not be run: {self.why_not_compared}")
         if self.is_sound:

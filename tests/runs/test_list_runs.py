@@ -80,12 +80,14 @@ def test_a_finished_run_in_figures(tmp_path: Path) -> None:
         updated_at=1769860800.0,  # date -u -d 2026-01-31T12:00:00Z +%s
         state="finished",
         recipe="tiny+ema",
+        data="synthetic",
         teachers=("runs/wide", "runs/deep"),
         parameters=1234,
         top1_test=0.75,
         top1_test_interval=wilson(150, 200),
         test_images=200,
-        top1_val=0.8,  # of the averaged weights, which are the saved ones
+        top1_val=0.8,
+        val_split="val_ema",  # of the averaged weights, which are the saved ones
     )
 
 
@@ -219,9 +221,9 @@ def test_a_damaged_journal(tmp_path: Path) -> None:
 
 def rows() -> list[RunListing]:
     return [
-        RunListing("b", 10.0, "finished", "kd", ("t",), 5, 0.7, None, None, 0.9),
-        RunListing("a", 30.0, "stopped", "dkd", (), 9, None, None, None, None, 1, 2),
-        RunListing("c", 20.0, "damaged", None, (), None, 0.8, None, None, 0.5),
+        RunListing("b", 10.0, "finished", "kd", "d", ("t",), 5, 0.7, top1_val=0.9),
+        RunListing("a", 30.0, "stopped", "dkd", "e", (), 9, step=1, total_steps=2),
+        RunListing("c", 20.0, "damaged", None, None, (), None, 0.8, top1_val=0.5),
     ]
 
 
@@ -232,6 +234,7 @@ def rows() -> list[RunListing]:
         ("run", "abc"),
         ("recipe", "abc"),
         ("teacher", "bac"),
+        ("data", "bac"),
         ("parameters", "abc"),
         ("test", "cba"),
         ("val", "bca"),
@@ -240,6 +243,16 @@ def rows() -> list[RunListing]:
 )
 def test_sorted_by(column: str, order: str) -> None:
     assert "".join(row.path for row in sort_runs(rows(), column)) == order
+
+
+def test_synthetic_runs_are_below_real_ones() -> None:
+    accuracies = {"x": ("cifar10", 0.5), "y": ("synthetic", 0.9), "z": ("data/own", 0.7)}
+    listed = [
+        RunListing(name, 1.0, "finished", data=data, top1_test=top1, top1_val=top1)
+        for name, (data, top1) in accuracies.items()
+    ]
+    for column, order in {"test": "zxy", "val": "zxy", "run": "xyz"}.items():
+        assert "".join(row.path for row in sort_runs(listed, column)) == order
 
 
 def test_no_such_column() -> None:
@@ -268,12 +281,51 @@ def test_the_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
     low, high = wilson(150, 200)
-    figures = rf"1,234 +75.00 ±{50 * (high - low):.2f} +80.00 +finished +2 h$"
+    figures = rf"1,234 +75.00 ±{50 * (high - low):.2f} +80.00 ema +finished +2 h$"
     assert any(re.search(figures, line) for line in lines)
     starts = [re.split("  | (?=[a-z])", line)[0] for line in lines]
     assert "kd_cutmix+quickstart-20260131-120000" in "".join(starts)
     assert any("6/12" in line for line in lines)
-    assert lines[-1] == LEGEND
+    assert " ".join(lines).endswith(f"{LEGEND}; data: synthetic")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_different_data_have_a_column(tmp_path: Path, width: int) -> None:
+    finished(tmp_path / "real", recipe="fast_kd")
+    text = recipes.dumps(recipes.load("tiny", ["data.source=data/my-birds"]).recipe)
+    write_text(RunFolder(tmp_path / "real").recipe, text)
+    finished(tmp_path / "toy", right=190)
+    lines = printed(sort_runs(list_runs(tmp_path), "test"), tmp_path, width)
+    assert max(map(len, lines)) <= width
+    assert re.search(r"^run +recipe +teacher +data +params ", lines[0])
+    assert lines[2].startswith("real") and " my-" in lines[2]
+    assert not any("data: " in line for line in lines)
+
+
+def trial(path: Path, top1: float) -> RunFolder:
+    return finished(path, metrics={"top1/val": top1}, is_tested=False)
+
+
+@pytest.mark.parametrize("group", ["sweep-lr", "search-kd/rung-1"])
+def test_of_trials_the_best_is_shown(tmp_path: Path, group: str) -> None:
+    for number, top1 in enumerate((0.3, 0.7, 0.5)):
+        trial(tmp_path / group / f"trial-{number:04}", top1)
+    trial(tmp_path / group / "trial-0003", 0.6).weights("student").unlink()
+    finished(tmp_path / "alone")
+    rows = list_runs(tmp_path)
+    assert len(rows) == 5, "the list, and --json, has every trial"
+    text = "\n".join(printed(sort_runs(rows, "run"), tmp_path, 200))
+    assert re.search(rf"^{group}/trial-0001 \(best of 4\) +.* 70.00 +finished", text, re.M)
+    assert "alone" in text and "trial-0000" not in text and "trial-0002" not in text
+    assert "trial-0003: student.safetensors is missing" in text, "a damaged run is not hidden"
+    inside = "\n".join(printed(list_runs(tmp_path / group), tmp_path / group, 200))
+    assert inside.count("trial-000") == 5 and "best of" not in inside
+
+
+def test_links_between_groups_end(tmp_path: Path) -> None:
+    finished(tmp_path / "group" / "a")
+    (tmp_path / "group" / "up").symlink_to(tmp_path)
+    assert [Path(row.path).name for row in list_runs(tmp_path)] == ["a"]
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -284,7 +336,8 @@ def test_long_names_take_two_lines(tmp_path: Path, width: int) -> None:
     lines = printed(sort_runs(list_runs(tmp_path), "run"), tmp_path, width)
     assert max(map(len, lines)) <= width
     assert lines[2].endswith(" 2 h"), "figures are not cut"
-    rows = lines[2:-1]
+    rows = lines[2:6]
+    assert lines[6].startswith("test: ")
     assert len(rows) == 4, "two rows of two lines"
     for row, seed in ((rows[:2], 0), (rows[2:], 1)):
         assert row[0].startswith("seeds-") and row[1].split()[0].endswith(f"seed-{seed}")

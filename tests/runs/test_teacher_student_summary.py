@@ -13,7 +13,12 @@ from rich.console import Console
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json, write_text
-from distill.runs.teacher_student_summary import ClosingRow, closing_rows, student_alone
+from distill.runs.teacher_student_summary import (
+    ClosingRow,
+    closing_rows,
+    student_alone,
+    teacher_accuracy_text,
+)
 from distill.terminal.progress import closing_table
 
 TAUGHT = ("loss.kd.weight=0.9",)
@@ -67,7 +72,9 @@ def student(tmp_path: Path, teacher: RunFolder) -> RunFolder:
 
 
 def test_teacher_is_listed_with_its_best_accuracy(teacher: RunFolder) -> None:
-    row = ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0)
+    row = ClosingRow(
+        "teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 107_261.0, val_split="val_ema"
+    )
     assert closing_rows(teacher) == [row]
 
 
@@ -177,6 +184,29 @@ def test_several_teachers_have_a_row_each(tmp_path: Path, teacher: RunFolder) ->
     both = [teacher.path, tmp_path / "teachers" / "u"]
     run = finished(tmp_path / "runs" / "student", *TAUGHT, teachers=both)
     assert names(run) == ["teacher", "teacher", "distilled"]
+
+
+def test_training_time_and_total_time_differ(tmp_path: Path) -> None:
+    run = finished(tmp_path / "alone", *ALONE, total_s=107_300.0)
+    [row] = closing_rows(run)
+    assert (row.training_s, row.total_s) == (107_261.0, 107_300.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        ((5_000, 5_000, 45_000), "top1/val 95.00 %"),
+        ((1_024, 6_000, 44_000), "accuracy 95.00 % on 1,024 of 6,000 held-out images"),
+        ((1_024, 0, 50_000), "accuracy 95.00 % on 1,024 of 50,000 training images"),
+        ((320, 0, 320), "accuracy 95.00 % on all 320 training images"),
+        ((None, 5_000, 45_000), "accuracy 95.00 % on up to 1,024 of 5,000 held-out images"),
+    ],
+)
+def test_accuracy_on_a_part_has_another_name(
+    images: tuple[int | None, int, int], text: str
+) -> None:
+    assert teacher_accuracy_text(0.95, *images) == text
+    assert teacher_accuracy_text(None, *images) == "top1/val –"
 
 
 def test_an_unfinished_run_has_no_rows(student: RunFolder) -> None:

@@ -41,7 +41,7 @@ def test_the_better_teacher_is_taken_not_the_newest(teacher: Path, tmp_path: Pat
     [note] = [each for each in start.notes if "no --teacher" in each]
     assert note == (
         f"no --teacher was given: {tmp_path / 'older'} is used, the best of 2 on the same "
-        f"{n:,} held-out images, 28.00%; the next is {tmp_path / 'newer'}, 16.00%"
+        f"{n:,} held-out images, 28.00 %; the next is {tmp_path / 'newer'}, 16.00 %"
     )
     assert isinstance(events[-1], End)
     assert folder.result()["teacher"]["runs"] == [str(tmp_path / "older")]
@@ -65,7 +65,7 @@ def test_teachers_with_same_hold_out_come_first(teacher: Path, tmp_path: Path) -
     chosen, [note] = choose_best([RunFolder(other), RunFolder(same)], 500)
     assert chosen.path == same
     assert note.endswith(
-        "is used, the only one with 500 held-out images, 30.00%; not compared, with other "
+        "is used, the only one with 500 held-out images, 30.00 %; not compared, with other "
         f"held-out images: {other}"
     )
 

@@ -122,7 +122,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 def test_a_run_without_a_finished_epoch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path)(START)
-    with pytest.raises(UserError, match=r"journal\.jsonl has 1 events and no finished epoch"):
+    with pytest.raises(UserError, match=r"journal\.jsonl has 1 event and no finished epoch"):
         svg(path, tmp_path / "run.svg")
 
 

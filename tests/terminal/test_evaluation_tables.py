@@ -83,6 +83,17 @@ def test_the_headline_comes_first_with_its_intervals() -> None:
         assert unasked not in found
 
 
+def test_of_many_classes_the_worst_are_shown() -> None:
+    n, base = 130, FIGURES["per_class"][0]
+    rows = [base | {"name": f"class-{k}", "accuracy": (k * 37 % n) / n} for k in range(n)]
+    rows[3] |= {"n": 0, "accuracy": None, "interval": None}
+    found = lines(FIGURES | {"per_class": rows, "confusion": [[0] * n] * n})
+    shown = [int(line.split()[0][6:]) for line in found if line.startswith("class-")]
+    worst = sorted(set(range(n)) - {3}, key=lambda k: k * 37 % n)[:100]
+    assert shown == sorted(worst)
+    assert any(line.startswith("class, the worst 100 of 130 ") for line in found)
+
+
 def test_unknown_figures_have_a_reason() -> None:
     reasons = {"temperature": "nothing was held out", "teacher_agreement": "no teacher"}
     names = ("temperature", "nll_calibrated", "ece_calibrated", "teacher_agreement", "teacher_kl")

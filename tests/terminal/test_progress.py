@@ -8,6 +8,7 @@ from rich.console import Console
 
 from distill.events import End, Epoch, Estimate, Start, Step
 from distill.runs.teacher_student_summary import ClosingRow
+from distill.terminal import progress
 from distill.terminal.progress import (
     ProgressDisplay,
     closing_table,
@@ -32,6 +33,7 @@ START = Start(
     first_step=0,
     teacher="runs/teacher[1]",
     teacher_top1=0.95314,
+    teacher_images=5_000,
     notes=("the teacher knows [5] classes only",),
 )
 LOSSES = {"loss/hard": 0.512, "loss/kd": 0.804, "loss/total": 1.2341}
@@ -96,6 +98,8 @@ def test_head_of_a_teacher_names_no_teacher() -> None:
 
 def test_head_of_student_alone_and_of_unmeasured_teacher() -> None:
     assert re.search(r"teacher +none, labels only", logged(replace(START, teacher=None)))
+    head = logged(replace(START, teacher_images=1_024))
+    assert "runs/teacher[1], accuracy 95.31 % on 1,024 of 5,000 held-out images" in head
     assert "runs/teacher[1], top1/val –" in logged(replace(START, teacher_top1=None))
 
 
@@ -227,7 +231,64 @@ def test_terminal_is_given_back_when_run_fails() -> None:
     assert shown(out).count(f"{ESCAPE}[?25h") == 1
 
 
-def test_log_reports_preparing_once_a_quarter() -> None:
+def test_without_held_out_images_no_epoch_is_best() -> None:
+    start = replace(START, val_images=0)
+    epoch = Epoch(1, 40, LOSSES, True, 20.0, 151.4)
+    end = End(30, {"top1/test": 0.9}, 4_697_162, 60.0, "runs/x/s.safetensors", 71.0)
+    lines = logged(start, Step(40, 0, {"images_per_s": 412.3}), epoch, end).splitlines()
+    assert lines[-3:-1] == [
+        "epoch 1/30   loss 1.234 (hard 0.51, kd 0.80)  412 images/s  2:31 left",
+        "final weights: epoch 30  top1/test 90.00 %  trained for 1:00"
+        "  1:11 with preparation and test",
+    ]
+    text = bars(start, epoch, Step(50, 1, {}))
+    assert "best" not in text and "top1" not in text
+
+
+def test_tasks_during_the_training_are_bars_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_AFTER_S", 0.0)
+    out = console(terminal=False)
+    display = ProgressDisplay(out)
+    display.progress("reading the train split", 0, 0)
+    display(START)
+    printed = shown(out)
+    display.progress("measuring top1/val", 2_500, 5_000)
+    assert shown(out) == printed, "no line beside those of the epochs"
+    drawn = console(terminal=False)
+    drawn.print(display.bars())
+    assert "measuring top1/val" in shown(drawn) and "2,500/5,000" in shown(drawn)
+    assert "reading" not in shown(drawn), "done when the training begins"
+    display(replace(EPOCH, epoch=30, step=1200))
+    display.progress("measuring the test split", 5_000, 10_000)
+    assert shown(out).splitlines()[-1] == "measuring the test split  5,000 of 10,000"
+
+
+def test_a_task_of_one_item_writes_no_line() -> None:
+    out = console(terminal=False)
+    display = ProgressDisplay(out)
+    display.progress("reading the train split", 0, 0)
+    drawn = console(terminal=False)
+    drawn.print(display.bars())
+    assert shown(drawn).startswith("reading the train split")
+    display.progress("reading the train split", 1, 1)
+    drawn = console(terminal=False)
+    drawn.print(display.bars())
+    assert shown(drawn).strip() == "" and shown(out) == ""
+
+
+def test_log_does_not_report_short_tasks() -> None:
+    out = console(terminal=False)
+    seconds = iter(range(0, 100, 2))
+    display = ProgressDisplay(out, lambda: next(seconds))
+    for done in range(5):
+        display.progress("measuring the test split", done * 100, 400)
+    assert shown(out).splitlines() == [
+        f"measuring the test split  {done} of 400" for done in (200, 300, 400)
+    ]
+
+
+def test_log_reports_preparing_once_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_AFTER_S", 0.0)
     out = console(terminal=False)
     with ProgressDisplay(out) as display:
         for done in range(0, 50_001, 100):
@@ -254,22 +315,40 @@ def test_preparing_is_a_bar_until_it_is_done() -> None:
 
 def test_closing_table_sets_three_side_by_side() -> None:
     out = console(terminal=False)
+    out.width = 120
     out.print(
         closing_table(
             [
-                ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 7261.0),
+                ClosingRow(
+                    "teacher", "WRN-28-10", 36_479_194, 0.9612, 0.96, 7261.0, 7321.0, "val_ema"
+                ),
+                ClosingRow("teacher", "WRN-28-10", 36_479_194, 0.9512, 0.95, 7261.0, None, "val"),
                 ClosingRow("alone", "ResNet [4, 4, 3] 64-128-256", 4_697_162),
             ]
         )
     )
     lines = [re.split(r"\s{2,}", line.strip()) for line in shown(out).splitlines() if line.strip()]
-    heading = ["network", "parameters", "top1/val", "top1/test", "time"]
-    assert max(map(len, shown(out).splitlines())) <= 80
-    assert lines[0] == heading
-    assert lines[2] == [
-        "teacher", "WRN-28-10", "36,479,194", "96.12 %", "96.00 %", "2:01:01",
+    assert lines[0] == [
+        "network", "parameters", "top1/val", "top1/test", "training", "total",
     ]  # fmt: skip
-    assert lines[3] == ["alone", "ResNet [4, 4, 3] 64-128-256", "4,697,162", *"–––"]
+    first = ["teacher", "WRN-28-10", "36,479,194"]
+    assert lines[2] == [*first, "96.12 % ema", "96.00 %", "2:01:01", "2:02:01"]
+    assert lines[3] == [*first, "95.12 %", "95.00 %", "2:01:01", "–"]
+    assert lines[4] == ["alone", "ResNet [4, 4, 3] 64-128-256", "4,697,162", *"––––"]
+
+
+def test_averaged_accuracies_alone_have_their_name() -> None:
+    out = console(terminal=False)
+    out.print(
+        closing_table([ClosingRow("alone", "ResNet", 1, 0.9612, 0.96, 60.0, 61.0, "val_ema")])
+    )
+    assert "top1/val_ema" in shown(out) and "96.12 %  " in shown(out)
+
+
+def test_closing_table_without_validation_has_no_column() -> None:
+    out = console(terminal=False)
+    out.print(closing_table([ClosingRow("alone", "ResNet", 100, None, 0.96, 60.0, 61.0)]))
+    assert "top1/test" in shown(out) and "top1/val" not in shown(out)
 
 
 def test_long_run_is_announced_once() -> None:

@@ -267,6 +267,63 @@ def test_a_fitting_teacher_is_taken_and_named(teacher, tmp_path) -> None:
     assert events[0].teacher_top1 is not None
 
 
+@pytest.mark.parametrize(
+    ("most", "overrides", "n"),
+    [(600, [], 600), (599, [], 100), (600, ["data.holdout=0"], 100)],
+)
+def test_teacher_is_measured_on_all_or_a_part(
+    teacher, tmp_path, monkeypatch, most: int, overrides: list[str], n: int
+) -> None:
+    """600 of the 6,000 synthetic images are held out; a part is called one by its number."""
+    monkeypatch.setattr(run, "MOST_CHECK_IMAGES", most)
+    monkeypatch.setattr(run, "TEACHER_CHECK_IMAGES", 100)
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    resolved = recipes.load("tiny", [f"teacher.runs=['{teacher}']", *overrides])
+    tasks: list[tuple[str, int, int]] = []
+
+    def progress(*task: str | int) -> None:
+        tasks.append(task)  # type: ignore[arg-type]
+
+    for name, part in (("first", [("measuring the teacher", n, n)]), ("remembered", [])):
+        request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / name)
+        with closing(run.train_and_test(request, progress=progress)) as events:
+            start = next(events)
+        assert (start.teacher_images, start.teacher_top1 is not None) == (n, True)
+        assert [task for task in tasks if task[0] == "measuring the teacher"][-1:] == part
+        tasks.clear()
+
+
+@pytest.mark.long
+def test_every_long_task_is_reported(teacher, tmp_path) -> None:
+    resolved = recipes.load("tiny", [f"teacher.runs=['{teacher}']"])
+    request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
+    tasks: dict[str, tuple[int, int]] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        tasks[what] = done, total
+
+    *_, end = run.train_and_test(request, progress=progress)
+    for task in (
+        "reading the train split",
+        "reading the test split",
+        "computing the fingerprint of the train split",
+        "computing the fingerprint of the test split",
+        "comparing test with training images",
+        "loading the teacher",
+        "building the networks",
+        "measuring top1/val",
+        "measuring the test split",
+        "the teacher's logits of the test split",
+        "the logits of the held-out images",
+    ):
+        done, total = tasks.pop(task)
+        assert done == total > 0, task
+    assert all(done == total > 0 for done, total in tasks.values()), "every task ends"
+    result = RunFolder(tmp_path / "run").result()
+    assert end.elapsed_s < end.total_s == result["total_s"]
+    assert result["teacher"]["top1_images"] == 600
+
+
 def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="train-teacher --recipe tiny --set loss.kd=false"):

@@ -17,6 +17,7 @@ from distill.data.image_set import ImageSet, Progress, Split, count_shared_image
 from distill.data.sources import cifar, class_folders, synthetic
 from distill.data.sources.cifar import Batches, Layout
 from distill.data.sources.class_folders import ClassFolders
+from distill.data.task_progress import running
 from distill.errors import UserError
 
 # Re-exported from image_set.py.
@@ -41,15 +42,17 @@ CLASSES = dict.fromkeys(GENUINE.values(), CIFAR10_CLASSES)  # class names of eac
 def load(source: str, split: Split, *, progress: Progress | None = None) -> ImageSet:
     """Load all images of a split into memory.
 
-    `progress` is called while class folders are read and decoded. Raises UserError if the source is
+    `progress` is called when reading begins and ends, and while images of class folders are
+    decoded. Raises UserError if the source is
     unknown or missing, or, naming the faulty files, if files of the split are faulty.
     """
-    if source == SYNTHETIC:
-        return synthetic.draw(split)
-    location = _locate(source)
-    if isinstance(location, Batches):
-        return cifar.load(location, split)
-    images = class_folders.load(location, split, progress)
+    with running(progress, f"reading the {split} split"):
+        if source == SYNTHETIC:
+            return synthetic.draw(split)
+        location = _locate(source)
+        if isinstance(location, Batches):
+            return cifar.load(location, split)
+        images = class_folders.load(location, split, progress)
     if source in NAMED:  # stored as class folders
         return replace(images, normalised_as=NAMED[source].normalised_as)
     return images
@@ -101,9 +104,11 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {"source": source}
     for split, images in splits.items():
         facts[f"{split}_images"] = len(images.labels)
-        facts[f"{split}_fingerprint"] = images.fingerprint
+        with running(progress, f"computing the fingerprint of the {split} split"):
+            facts[f"{split}_fingerprint"] = images.fingerprint
     if len(splits) == len(SPLITS):
-        facts["test_images_in_train"] = count_shared_images(splits["test"], splits["train"])
+        with running(progress, "comparing test with training images"):
+            facts["test_images_in_train"] = count_shared_images(splits["test"], splits["train"])
     class_names = next(iter(splits.values())).class_names
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
     facts["genuine"] = _published_name(splits)
