@@ -14,9 +14,10 @@ run is not repeated and an interrupted one is resumed. `--workers` runs are trai
 one thread each. `--dry-run` checks the recipes and prints the commands.
 
 `--epochs` shortens the training: the milestones keep their share of it, rounded to whole epochs
-(`published_cells.length`), and the result is no reproduction, nor is it with other images than
-CIFAR-100's or with --set. The teacher's logits are not cached: every seed draws other images, so
-that no run of a cell could read those of another, and cached logits are rounded to float16.
+(`published_cells.length`), and the result is no reproduction. Nor is it with other images than
+CIFAR-100's, or with --set, which sets keys of all runs, those of [loss] and [cache] of the method's
+alone. The teacher's logits are not cached: every seed draws other images, so that no run of a cell
+could read those of another, and cached logits are rounded to float16.
 
 After each finished run writes `results/published/TEACHER_STUDENT_METHOD.json`, with the number of
 epochs in the name unless it is 240: the accuracies of the last epoch, which are the result, with
@@ -109,7 +110,8 @@ def plan(cell: Cell, given: argparse.Namespace) -> Plan:
     def run(
         command: str, recipe: str, settings: Sequence[str], name: str, teacher: Path | None = None
     ) -> Run:
-        all_settings = (*settings, *given.overrides)
+        also = overrides_for(given.overrides, has_method=bool(teacher), command=command)
+        all_settings = (*settings, *also)
         return Run(command, recipe, all_settings, out / (name + suffix), teacher, data)
 
     teacher = None
@@ -130,6 +132,16 @@ def plan(cell: Cell, given: argparse.Namespace) -> Plan:
     planned = Plan(cell, teacher, path, controls, students)
     check(planned)
     return planned
+
+
+def overrides_for(overrides: Sequence[str], *, has_method: bool, command: str) -> list[str]:
+    """Return those --set that concern a training.
+
+    Keys of [loss] and [cache] are the method's alone, and those of [student] not the teacher's.
+    """
+    skipped = [] if has_method else ["loss", "cache"]
+    skipped += ["student"] if command == "train-teacher" else []
+    return [each for each in overrides if re.split(r"[.=]", each, maxsplit=1)[0] not in skipped]
 
 
 def check(planned: Plan) -> None:

@@ -143,6 +143,17 @@ def test_dry_run_prints_the_commands(tmp_path: Path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keys_of_the_method_are_not_the_controls(tmp_path: Path, capsys) -> None:
+    words = ["--cell", "resnet56/resnet20/kd", "--seeds", "1", "--out", str(tmp_path), "--dry-run"]
+    words += ["--set", "loss.kd.temperature=2", "cache={}", "--set", "train.precision=bf16"]
+    published.main(words)
+    teacher, control, method = capsys.readouterr().out.splitlines()
+    assert all("train.precision=bf16" in line for line in (teacher, control, method))
+    for line in (teacher, control):
+        assert "temperature" not in line and "cache" not in line
+    assert "loss.kd.temperature=2" in method and "cache={}" in method
+
+
 def test_teacher_of_another_network_is_refused(teacher: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         published.main(["--cell", "resnet56/resnet20/kd", "--teacher", str(teacher)])
