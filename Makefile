@@ -25,9 +25,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a CPU, no download
-	$(BIN)/python cli.py train-teacher --recipe teacher_wrn+quickstart --out runs/quickstart-teacher --resume
-	$(BIN)/python cli.py distill --recipe student_alone+quickstart --out runs/quickstart-alone --resume
-	$(BIN)/python cli.py distill --recipe kd_cutmix+quickstart --teacher runs/quickstart-teacher --out runs/quickstart-distilled --resume
+	$(BIN)/python cli.py study --recipe kd_cutmix+quickstart --out runs/quickstart
 
 check: lint  ## lint and the quick tests, for every day: no long one, several processes or browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m $(QUICK)

@@ -17,6 +17,7 @@ from distill.cli import (
     multi_run_commands,
     recipe_commands,
     run_commands,
+    study_command,
 )
 from distill.cli.options import (
     DataOption,
@@ -115,6 +116,7 @@ for _command in (
     recipe_commands.plan,
     recipe_commands.design,
     recipe_commands.recipes,
+    study_command.study,
     multi_run_commands.seeds,
     multi_run_commands.sweep,
     multi_run_commands.search,

@@ -52,12 +52,16 @@ def plan(
         seeded = replace(resolved, recipe=recipe)
         runs.append(SeedRun(seed, False, seeded, RunFolder(parent / f"seed-{seed}")))
         if controls and recipes.has_teacher(recipe):
-            alone = recipes.control_recipe(recipe).model_copy(
-                update={"teacher": None, "about": About()}
-            )
-            named = replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
-            runs.append(SeedRun(seed, True, named, RunFolder(parent / f"control-{seed}")))
+            control = RunFolder(parent / f"control-{seed}")
+            runs.append(SeedRun(seed, True, control_of(seeded), control))
     return runs
+
+
+def control_of(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Return the recipe that trains the same student without a teacher."""
+    alone = recipes.control_recipe(resolved.recipe)
+    alone = alone.model_copy(update={"teacher": None, "about": About()})
+    return replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
 
 
 def check(planned: Sequence[SeedRun]) -> None:
