@@ -55,7 +55,7 @@ GROUPED = {
         "one file per architecture",
     ),
     "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
-    "distill/report": (r".*_sections?", "one file per group of sections of a run's report"),
+    "distill/report": (r".*_sections?|curves_by_group", "one file per group of sections"),
     "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
 }
 # The packages in the order of the list of modules: that in which a recipe passes through them.

@@ -1,6 +1,6 @@
 """The commands on runs: evaluate, predict, runs, compare, export, replay and report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -248,6 +248,13 @@ def report(
             "--test-curve", help="Also measure the saved epochs on training and test images."
         ),
     ] = False,
+    notebook: Annotated[
+        bool,
+        typer.Option(
+            "--notebook",
+            help="Also write an executed Jupyter notebook of a student, with code and weights.",
+        ),
+    ] = False,
 ) -> None:
     """Write an HTML report: curves, results and mistakes of one run, or a comparison of several."""
     from distill.runs import run_folder
@@ -256,13 +263,54 @@ def report(
     from distill.report import comparison, run_report
 
     path = run_report.report_path(folders, out)
+    if notebook:
+        if len(folders) > 1:
+            raise UserError(
+                f"--notebook writes the notebook of one run, and {len(folders)} were given.\n"
+                "Give one run, or leave --notebook out."
+            )
+        run_folder.open_finished(folders[0].path)
     curves = _test_curves(folders) if test_curve else {}
+    written = _write_notebook(folders[0], path, curves) if notebook else None
     if len(folders) == 1:
         files = run_report.write(folders[0], path, _layers(folders[0]), curves.get(folders[0].path))
     else:
         files = comparison.write(folders, path, curves)
     echo(path)
     echo(f"Figures and tables for a paper: {files}", err=True)
+    if written is not None:
+        echo(f"Notebook, with the files that it reads: {written}", err=True)
+
+
+def _write_notebook(folder: "RunFolder", page: Path, curves: Mapping[Path, "TestCurve"]) -> Path:
+    """Write the executed notebook of a run to a folder beside its page; return its path.
+
+    Raises UserError if there is a notebook already or the run cannot have one, Failure if a file
+    cannot be written or a cell of the notebook fails.
+    """
+    from distill.export.notebook_files import notebook_files
+    from distill.report import notebook, run_report
+    from distill.report.execute_notebook import execute
+    from distill.runs.load_run import read
+    from distill.runs.run_folder import write_text
+    from distill.terminal.progress import ProgressDisplay
+
+    target = page.with_name(f"{page.stem}_notebook")
+    notebook.check_absent(target)
+    record = read(folder, curves.get(folder.path))
+    with ProgressDisplay(stderr()) as display:
+        files = notebook_files(folder, display.progress)
+        display.progress("running the notebook", 0, 1)
+        try:
+            files.write(target)
+            write_text(target / notebook.VALUES, notebook.values(record, files.values))
+            outputs = execute(notebook.code_cells(files.code), target)
+            return notebook.write(target, record, run_report.lead(record), files.code, outputs)
+        except OSError as fault:
+            raise Failure(
+                f"The notebook cannot be written: {fault.filename or target}: "
+                f"{fault.strerror or fault}.\nChoose another folder: --out DIR."
+            ) from fault
 
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:

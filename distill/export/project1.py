@@ -34,9 +34,18 @@ def write(finished: FinishedRun, folder: Path) -> None:
 
     Raises UserError if the network is not a student, or has 5,000,000 parameters or more.
     """
+    code, weights = contents(finished)
+    write_text(folder / CODE, code)
+    write_bytes(folder / WEIGHTS, weights)
+
+
+def contents(finished: FinishedRun) -> tuple[str, bytes]:
+    """Return the source of the code file and the content of the weights file.
+
+    Raises UserError if the network is not a student, or has 5,000,000 parameters or more.
+    """
     _check(finished)
-    student = _student(finished)
-    write_text(folder / CODE, codegen.generate(student, _docstring(finished)))
+    code = codegen.generate(_student(finished), _docstring(finished))
     state = {
         new: tensor
         for name, tensor in finished.net.state_dict().items()
@@ -44,7 +53,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
     }
     content = io.BytesIO()
     torch.save(state, content)
-    write_bytes(folder / WEIGHTS, content.getvalue())
+    return code, content.getvalue()
 
 
 def read(folder: Path) -> PredictFn:

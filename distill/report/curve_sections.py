@@ -45,6 +45,25 @@ def learning_curves(record: RunRecord) -> Section:
     return Section("Learning", [*blocks, *map(Paragraph, _missing_notes(record, drawn))])
 
 
+def lines_by_figure(record: RunRecord) -> dict[str, dict[str, Line]]:
+    """Return the training curves of a run: the lines of each figure by their names.
+
+    The figures are `error`, `loss`, `learning rate` and, for each term of the loss, its name; one
+    without a line is left out. Losses are means of an epoch.
+    """
+    drawn, rate = _with_test(curves(record.events), record), scheduled_lr(record)
+    total = drawn.epochs.get(loss_name(TOTAL))
+    terms = {name: drawn.epochs[name] for name in drawn.terms if name in drawn.epochs}
+    figures = {
+        "error": {name: error_line(line) for line, name, _, _ in _lines_of(drawn, "top1")},
+        "loss": ({} if total is None else {"minimised": total})
+        | {name: line for line, name, _, _ in _lines_of(drawn, "nll")},
+        **{name: {"mean of an epoch": line} for name, line in terms.items()},
+        "learning rate": {} if rate is None else {"each step": rate},
+    }
+    return {figure: lines for figure, lines in figures.items() if lines}
+
+
 def epoch_weights_line(record: RunRecord, measure: str, split: Split = "test") -> Line | None:
     """Return a measure of the saved weights of each epoch on a split, as a line over the epochs.
 

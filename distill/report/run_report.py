@@ -66,7 +66,7 @@ def page(record: RunRecord, layers: Sequence[LayerRow]) -> Page:
     """Build the page of one run, finished or not."""
     return Page(
         title=record.name,
-        lead=_lead(record),
+        lead=lead(record),
         facts=list(_head_figures(record)),
         notes=list(_notes(record)),
         sections=[
@@ -79,7 +79,7 @@ def page(record: RunRecord, layers: Sequence[LayerRow]) -> Page:
     )
 
 
-def _lead(record: RunRecord) -> str:
+def lead(record: RunRecord) -> str:
     """Return a sentence on network, teacher, data and recipe."""
     network = record.network or "an unknown network"
     teachers = " and ".join(record.teachers)
