@@ -18,6 +18,10 @@ from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
 # Works in the root of this project's checkout, or with that folder on PYTHONPATH.
+CHECKOUT = (
+    "The second import is Understudy's: it works in the root of its checkout, and from any other "
+    "folder if Python is started with `PYTHONPATH=CHECKOUT`, the path of that root.\n\n"
+)
 IMPORT = "import distill.export.timm_registration  # registers this network with timm"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"
 
@@ -253,7 +257,7 @@ def _use(finished: FinishedRun, needs_import: bool) -> str:
     return (
         f"```python\nimport timm\n{registration}"
         'net = timm.create_model("local-dir:DIR", pretrained=True).eval()\n```\n\n'
-        f"{'The import is from the root of the checkout of Understudy. ' if registration else ''}"
+        f"{CHECKOUT if registration else ''}"
         f"It takes {expects}, and returns logits [B, {len(finished.class_names)}]."
     )
 

@@ -265,6 +265,26 @@ def test_card_states_figures_and_their_uncertainty(shipped, student):
     assert "- cifar10" not in text
 
 
+def test_card_loads_the_network_from_another_folder(shipped, student, tmp_path):
+    card = (shipped[0] / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("DIR", str(shipped[0]))
+    assert code.count("import distill") == 1 and "PYTHONPATH=CHECKOUT" in card
+    script = tmp_path / "load.py"
+    script.write_text(code + "import torch\nprint(net(torch.full((1, 3, 32, 32), 0.5)).tolist())\n")
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "load.py"], cwd=tmp_path, env={**os.environ, **variables},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = run(PYTHONPATH=str(REPO))
+    expected = load_trained(RunFolder(student.path))(torch.full((1, 3, 32, 32), 0.5))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0] == pytest.approx(expected[0].tolist(), rel=1e-4, abs=1e-5)
+    assert "No module named 'distill'" in run(PYTHONPATH="").stderr
+
+
 def test_card_states_how_teachers_were_combined():
     distilled = ("teacher.draw=one", "teacher.weights=[1, 3]", "teacher.runs=['a', 'b']")
     for role, overrides, expected in (
