@@ -25,7 +25,7 @@ from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
-from distill.recipe.schema import About, Recipe, Student, Teacher
+from distill.recipe.schema import DEFAULT_SIZE, About, Recipe, Student, Teacher
 from distill.recipe.validation import Values, check, keys, shorten, value_text
 from students.design import Design
 
@@ -93,40 +93,44 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
 def count_networks(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Count the parameters and MACs of a recipe's networks for 10 classes.
 
-    The student may exceed its parameter budget. A "wrn" or "resnet" teacher is counted too, under
-    `teacher`, `teacher_parameters` …; a recipe may have a teacher without a student. Raises
-    RecipeError if the recipe has another fault, or neither a student nor such a teacher.
+    The MACs are those of images of `data.size`, 32 pixels if it is absent. The student may exceed
+    its parameter budget. A "wrn" or "resnet" teacher is counted too, under `teacher`,
+    `teacher_parameters` …; a recipe may have a teacher without a student. Raises RecipeError if the
+    recipe has another fault, or neither a student nor such a teacher.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
-    student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher)
+    size = resolved.recipe.data.image_size
+    student, teacher = resolved.recipe.student, _counted_teacher(resolved.recipe.teacher, size)
     counted: dict[str, Any] = {"recipe": resolved.name}
+    if size != DEFAULT_SIZE:
+        counted["image_size"] = size
     if student is not None or not teacher:
-        counted |= _counted_student(_student(resolved))
+        counted |= _counted_student(_student(resolved), size)
     return counted | teacher
 
 
-def _counted_teacher(teacher: Teacher | None) -> dict[str, Any]:
+def _counted_teacher(teacher: Teacher | None, size: int) -> dict[str, Any]:
     """Count the parameters and MACs of a teacher.
 
     Empty without a teacher, and for timm's networks, which only timm can count.
     """
-    described = None if teacher is None else network_cost.describe(teacher)
+    described = None if teacher is None else network_cost.describe(teacher, size=size)
     if teacher is None or described is None:
         return {}
     return {
-        "teacher": network_cost.summary(teacher),
+        "teacher": network_cost.summary(teacher, size=size),
         "teacher_parameters": described.parameters,
         "teacher_trainable": described.trainable,
         "teacher_macs": described.macs,
     }
 
 
-def _counted_student(student: Student) -> dict[str, Any]:
-    described = network_cost.describe(student)
+def _counted_student(student: Student, size: int) -> dict[str, Any]:
+    described = network_cost.describe(student, size=size)
     if described is None:
         raise UserError(f"{student.network} is counted when it is built; type distill to build it.")
     return {
-        "network": network_cost.summary(student),
+        "network": network_cost.summary(student, size=size),
         "parameters": described.parameters,
         "trainable": described.trainable,
         "macs": described.macs,
@@ -141,10 +145,11 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     The student may exceed its parameter budget. Raises RecipeError if the recipe has another fault,
     or no student, and UserError if the student is not a residual network.
     """
-    student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
+    resolved = _load(spec, overrides, [r for r in RULES if r is not within_budget])
+    student, size = _student(resolved), resolved.recipe.data.image_size
     if not network_cost.is_residual(student):
         raise UserError(f"the student is {student.network}; the rules are for residual networks.")
-    return Design.of(**student.spec()), student.activation
+    return Design.of(**student.spec(), image_size=size), student.activation
 
 
 def shipped() -> list[tuple[str, Path, About]]:
@@ -336,24 +341,29 @@ def with_single_teacher(recipe: Recipe, i: int) -> Recipe:
 
 def with_source(recipe: Recipe, source: str) -> Recipe:
     """Return the recipe with another data source."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+    return with_data(recipe, source=source)
 
 
 def with_data_of(recipe: Recipe, earlier: Recipe) -> Recipe:
     """Return a typed recipe with what it leaves to its images filled in from a run's recipe.
 
-    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.normalize` is
-    CIFAR-10's, and the values of "computed" are known.
+    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.size` is 32,
+    an absent `data.normalize` is CIFAR-10's, and the values of "computed" are known.
     """
-    typed, known = recipe.data.normalize, earlier.data.normalize
-    is_same = (typed == "computed" and isinstance(known, tuple)) or (
-        typed == "cifar10" and known is None
-    )
-    if typed is None or is_same:
-        return recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"normalize": known})}
-        )
-    return recipe
+    typed, known = recipe.data, earlier.data
+    has_values = typed.normalize == "computed" and isinstance(known.normalize, tuple)
+    is_default = typed.normalize == "cifar10" and known.normalize is None
+    filled = dict[str, Any]()
+    if typed.normalize is None or has_values or is_default:
+        filled["normalize"] = known.normalize
+    if typed.size in (None, known.image_size):
+        filled["size"] = known.size
+    return with_data(recipe, **filled)
+
+
+def with_data(recipe: Recipe, **values: Any) -> Recipe:
+    """Return the recipe with these values of [data]."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=values)})
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -30,6 +30,7 @@ from distill.recipe.loss_schema import (
 )
 from networks.network_catalogue import RESIDUAL, is_named, is_own, wide_resnet
 
+DEFAULT_SIZE = 32  # height and width of images in pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A student's sizes are bounded so that the parameters of any student are counted within seconds.
 Stages = Annotated[int, Field(ge=1, le=16)]
@@ -54,7 +55,7 @@ Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 Milestones = Annotated[tuple[Epochs, ...], Field(strict=False, max_length=1_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
-Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
+Side = Annotated[int, Field(ge=8, le=128, multiple_of=2)]  # height and width in pixels
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # fraction of the epochs, size
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
 Mean = Annotated[float, Field(ge=-1_000, le=1_000)]  # of a channel of images in [0, 1]
@@ -89,12 +90,20 @@ class Data(Table):
     source: str = "cifar10"  # synthetic, cifar10, cifar100 or a path
     seed: Seed = 0  # order, augmentation and mixing
     holdout: ShareBelowOne = 0.1  # fraction of the training images
+    # Height and width in pixels, to which all images are resized. Absent: images of class folders
+    # keep their size, which the program sets in the recipe.toml of a run unless it is 32.
+    size: Annotated[int, Field(ge=16, le=128)] | None = None
     train_images: Count | None = None  # only this many of the training images, class by class
     # The mean and std by which the trained network normalises images in [0, 1]: published ones, or
     # "computed" from the whole train split, or [[red, green, blue], [red, green, blue]]. Absent: by
     # data set, CIFAR-10's for CIFAR-10 and synthetic, CIFAR-100's, computed for all others. In the
     # recipe.toml of a run the program sets it, unless it is CIFAR-10's by default.
     normalize: Literal["cifar10", "cifar100", "computed"] | MeanAndStd | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a run's images in pixels."""
+        return self.size or DEFAULT_SIZE
 
 
 class Crop(Table):
@@ -378,7 +387,7 @@ class Train(Table):
 
     epochs: Epochs | None = None  # either this or minutes
     minutes: Positive | None = None  # of training: the first steps are timed to plan how many fit
-    # Size of the training images in pixels, [[fraction of the epochs, size], ...]; absent: 32.
+    # Size of the training images in pixels, [[fraction of the epochs, size], ...]; absent: full.
     resolution: Resolution | None = None
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = (
         512  # images in one optimizer step, over all processes and accumulated batches
