@@ -26,12 +26,19 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(
-    network: str, *, depth: int = 28, widen: int = 10, dropout: float = 0.0, classes: int = 10
+    network: str,
+    *,
+    depth: int = 28,
+    widen: int = 10,
+    dropout: float = 0.0,
+    classes: int = 10,
+    image_size: int = 32,
 ) -> nn.Module:
     """Build a network with random weights: a name of `network_catalogue.py`, `wrn` or `timm/NAME`.
 
     It maps images [B, 3, H, W] in [0, 1] to logits [B, classes]. `depth` and `widen` apply to
-    `wrn`, `dropout` to `wrn` and `wrn-DEPTH-WIDEN`. A named residual network begins with scales of
+    `wrn`, `dropout` to `wrn` and `wrn-DEPTH-WIDEN`. `image_size`: height and width of the images in
+    pixels, which some networks of timm need. A named residual network begins with scales of
     1 in all batch norms, as published. Raises UserError for an unknown network, with similar names,
     and for arguments that the network does not accept.
     """
@@ -45,14 +52,16 @@ def build(
     if dropout:
         raise UserError(f"dropout = {dropout} belongs to wrn; {network} takes 0")
     if network in RESIDUAL:
-        return ResNet(Design.of(**RESIDUAL[network], classes=classes), zero_gamma=False)
+        return ResNet(
+            Design.of(**RESIDUAL[network], classes=classes, image_size=image_size), zero_gamma=False
+        )
     if network in FIXED:
         return BUILDERS[network](classes=classes)
     family, _, name = network.partition("/")
     if family == "timm" and name:
         from teachers.timm_from_scratch import timm_classifier  # timm takes seconds to import
 
-        return timm_classifier(name, classes)
+        return timm_classifier(name, classes, image_size)
     raise UserError(f'network = "{network}" is unknown; did you mean {_nearest(network)}?')
 
 

@@ -15,19 +15,22 @@ RESNET_DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks
 WIDE_RESNET = re.compile("wrn-([1-9][0-9]{0,3})-([0-9]{1,3})")
 # A file or a dotted module, a colon, and a Python name.
 OWN_CODE = re.compile(r"([^\x00-\x1f]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+# The product of the strides of each network in FIXED divides it.
+LARGEST_STRIDE = 16
 WIDE_EXAMPLES = ("16-1", "16-2", "40-1", "40-2", "28-10")
 EXAMPLES = "resnet20, resnet8x4, wrn-16-2, vgg8, mobilenetv2"
 
 
 class FixedNetwork(NamedTuple):
-    """A network without keys, for images of 32x32 pixels: all but its linear layer is fixed."""
+    """A network without keys: all but its linear layer is fixed."""
 
     summary: str  # its name
     stages: int
     features: int  # inputs of the linear layer
     body_parameters: int  # without the linear layer
-    body_macs: int
+    body_macs: int  # for images of 32x32 pixels
     classes: int = 10
+    image_size: int = 32  # height and width in pixels, a multiple of LARGEST_STRIDE
 
     @property
     def parameters(self) -> int:
@@ -41,8 +44,11 @@ class FixedNetwork(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """The multiply-accumulates for one image: all convolutions and the linear layer."""
-        return self.body_macs + self.features * self.classes
+        """The multiply-accumulates for one image: all convolutions and the linear layer.
+
+        Those of a convolution are proportional to the pixels of its output.
+        """
+        return self.body_macs * self.image_size**2 // 32**2 + self.features * self.classes
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -94,13 +100,13 @@ def is_own(network: str) -> bool:
     return OWN_CODE.fullmatch(network) is not None
 
 
-def wide_resnet(network: str, classes: int = 10) -> WrnDesign | None:
+def wide_resnet(network: str, classes: int = 10, image_size: int = 32) -> WrnDesign | None:
     """Return the design that `wrn-DEPTH-WIDEN` names; None for another name.
 
     The depth may be invalid, see `is_valid_depth`.
     """
     found = WIDE_RESNET.fullmatch(network)
-    return WrnDesign(int(found[1]), int(found[2]), classes) if found else None
+    return WrnDesign(int(found[1]), int(found[2]), classes, image_size) if found else None
 
 
 def is_valid_depth(depth: int) -> bool:

@@ -17,7 +17,8 @@ from torch.nn.functional import unfold
 
 N_IMAGES = 5_000  # the first training images, as many as in airbench
 EPS = 5e-4
-CHUNK = 100  # images at a time, whose patches take 100 MB in float64
+# At a time: 100 images of 32x32, whose patches take 100 MB in float64 if k is 2.
+CHUNK_PIXELS = 102_400
 
 
 def whiten(stem: nn.Conv2d, images: Tensor, std: Tensor) -> None:
@@ -51,7 +52,8 @@ def _covariance(images: Tensor, kernel: int) -> Tensor:
     side = images.shape[1] * kernel**2
     total, products = torch.zeros(side).double(), torch.zeros(side, side).double()
     n = 0
-    for chunk in images.split(CHUNK):
+    at_once = max(1, CHUNK_PIXELS // images[0, 0].numel())
+    for chunk in images.split(at_once):
         patches = unfold(chunk.double(), kernel).transpose(0, 1).flatten(1)  # [3 k², patches]
         total += patches.sum(1)
         products += patches @ patches.T

@@ -3,16 +3,16 @@
 from typing import NamedTuple
 
 STEM_WIDTH = 16
-IMAGE_SIZE = 32  # height and width in pixels
 N_STAGES = 3
 
 
 class WrnDesign(NamedTuple):
-    """The Wide ResNet WRN-`depth`-`widen` for images of 32x32 pixels; depth = 6n + 4."""
+    """The Wide ResNet WRN-`depth`-`widen`; depth = 6n + 4."""
 
     depth: int
     widen: int
     classes: int = 10
+    image_size: int = 32  # height and width in pixels
 
     @property
     def summary(self) -> str:
@@ -54,13 +54,13 @@ class WrnDesign(NamedTuple):
         for stage in range(N_STAGES):
             outputs = STEM_WIDTH * self.widen * 2**stage
             for _ in range(n):
-                blocks.append((inputs, outputs, IMAGE_SIZE // 2**stage))
+                blocks.append((inputs, outputs, -(-self.image_size // 2**stage)))
                 inputs = outputs
         return blocks
 
     def _kernels(self) -> list[tuple[int, int]]:
         """Return (weights, size of the output map) of each convolution."""
-        kernels = [(3 * 3 * 3 * STEM_WIDTH, IMAGE_SIZE)]
+        kernels = [(3 * 3 * 3 * STEM_WIDTH, self.image_size)]
         for inputs, outputs, side in self._blocks():
             kernels += [(9 * inputs * outputs, side), (9 * outputs * outputs, side)]
             if inputs != outputs:  # the skip is a 1x1 convolution

@@ -42,8 +42,9 @@ def build_design(recipe: Recipe, n_classes: int, role: Role = "student") -> Desi
     Raises UnsuitableRecipe if a student has more parameters than `student.max_params` allows.
     """
     described = network_table(recipe, role)
-    _check_budget(described, n_classes)
-    return Design.of(**described.spec(), classes=n_classes)
+    _check_budget(recipe, described, n_classes)
+    size = recipe.data.image_size
+    return Design.of(**described.spec(), classes=n_classes, image_size=size)
 
 
 def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
@@ -62,18 +63,20 @@ def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Modul
     described = network_table(recipe, role)
     if network_cost.is_residual(described):
         return ResNet(build_design(recipe, n_classes, role), **described.rates())
-    _check_budget(described, n_classes)
+    _check_budget(recipe, described, n_classes)
     if is_own(described.network):
         net: nn.Module = own_code.build(
             described.network,
             described.args.model_extra or {},
             normalize=described.normalize,
             classes=n_classes,
+            image_size=recipe.data.image_size,
             sha256=described.code,
         )
     else:
         keys = described.model_dump(include=set(schema.WRN_KEYS))
-        net = by_name.build(described.network, **keys, classes=n_classes)
+        size = recipe.data.image_size
+        net = by_name.build(described.network, **keys, classes=n_classes, image_size=size)
     if isinstance(described, schema.Student):
         _raise_if(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
     return net
@@ -81,7 +84,7 @@ def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Modul
 
 def count_by_building(recipe: Recipe, role: Role, n_classes: int = 10) -> dict[str, int]:
     """Build a network, and return its `parameters`, those that are `trainable`, and the `macs` of
-    one image of 32x32 pixels.
+    one image of the recipe's size.
 
     A student may exceed its budget. No weights are allocated, unless the network is the user's own
     code and reads them. Raises UserError if the network cannot be built.
@@ -100,7 +103,7 @@ def count_by_building(recipe: Recipe, role: Role, n_classes: int = 10) -> dict[s
     return {
         "parameters": cost.count_parameters(net),
         "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        "macs": cost.count_macs(net.eval()),
+        "macs": cost.count_macs(net.eval(), recipe.data.image_size),
     }
 
 
@@ -116,10 +119,13 @@ def with_code(recipe: Recipe, role: Role) -> Recipe:
     return recipe.model_copy(update={role: described.model_copy(update={"code": code})})
 
 
-def _check_budget(described: schema.Student | schema.Teacher, n_classes: int) -> None:
+def _check_budget(
+    recipe: Recipe, described: schema.Student | schema.Teacher, n_classes: int
+) -> None:
     """Raise UnsuitableRecipe if a student is over budget and its size is known without building."""
     if isinstance(described, schema.Student):
-        _raise_if(network_cost.budget_fault(described, n_classes), n_classes)
+        fault = network_cost.budget_fault(described, n_classes, recipe.data.image_size)
+        _raise_if(fault, n_classes)
 
 
 def _raise_if(fault: str | None, n_classes: int) -> None:
@@ -141,7 +147,7 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
     """Return a short name for tables: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`, `resnet20`."""
-    return network_cost.summary(network_table(recipe, role), n_classes)
+    return network_cost.summary(network_table(recipe, role), n_classes, recipe.data.image_size)
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from distill.data import split_by_content
 from distill.data.augment import affine, auto_augment, color, crop_flip, erase, mixup_cutmix, ricap
 from distill.data.augment.augment_schedule import AugmentSchedule, Operation, Pipeline
-from distill.data.image_set import SIDE
 from distill.data.loader import Loader, Shard
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
@@ -147,7 +146,9 @@ def augment_schedule(recipe: Recipe, epochs: int) -> AugmentSchedule:
         views=recipe.cache.views if recipe.cache else None,
         operations_end=_first_unaugmented_epoch(epochs, recipe.augment.off_last),
         mixing_end=_first_unaugmented_epoch(epochs, recipe.mix.off_last),
-        sides=tuple((share, None if side == SIDE else side) for share, side in resolution),
+        sides=tuple(
+            (share, None if side == recipe.data.image_size else side) for share, side in resolution
+        ),
         epochs=epochs,
     )
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.components.build_network import build_network
+from distill.data.image_set import SIDE
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
 
-SIDE = 32  # height and width of the images in pixels
 PASSIVE = (nn.Identity, nn.Sequential)  # return their input if they have no child modules
 
 
@@ -24,16 +24,16 @@ class LayerSummary(NamedTuple):
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSummary]:
     """List the layers of the network that a recipe describes, built with initial weights."""
-    return list_layers(build_network(recipe, role, n_classes))
+    return list_layers(build_network(recipe, role, n_classes), recipe.data.image_size)
 
 
 @torch.no_grad()
-def list_layers(net: nn.Module) -> list[LayerSummary]:
+def list_layers(net: nn.Module, size: int = SIDE) -> list[LayerSummary]:
     """List the layers of a network in the order in which they are computed.
 
-    Costs one forward pass of one black image, in eval mode; the network's mode is restored. The
-    sum of the layers' parameters is the network's number of parameters. Functions that are not
-    modules are not listed.
+    Costs one forward pass of one black image of `size` x `size` pixels, in eval mode; the network's
+    mode is restored. The sum of the layers' parameters is the network's number of parameters.
+    Functions that are not modules are not listed.
     """
     found: list[LayerSummary] = []
     counted: set[nn.Parameter] = set()
@@ -44,7 +44,7 @@ def list_layers(net: nn.Module) -> list[LayerSummary]:
     ]
     was_training = net.training
     try:
-        net.eval()(torch.zeros(1, 3, SIDE, SIDE))
+        net.eval()(torch.zeros(1, 3, size, size))
     finally:
         net.train(was_training)
         for handle in handles:

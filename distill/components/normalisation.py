@@ -8,6 +8,7 @@ student and the control, whatever they hold out.
 from distill.data.channel_statistics import Channels, mean_and_std
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
+from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from students.normalize_images import KNOWN, MEAN, STD
 
@@ -48,7 +49,7 @@ def _default(images: ImageSet) -> str:
 
 
 def _with(recipe: Recipe, value: object) -> Recipe:
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"normalize": value})})
+    return recipes.with_data(recipe, normalize=value)
 
 
 def constants(recipe: Recipe) -> tuple[Channels, Channels]:

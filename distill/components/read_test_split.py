@@ -10,9 +10,14 @@ from distill.format import describe_class_difference
 from distill.runs.run_folder import RunFolder
 
 
-def test_split(source: str, *, progress: Progress | None = None) -> ImageSet:
-    """Load the test split of a source, which is only for evaluation after a run."""
-    return load_data_set.load(source, "test", progress=progress)
+def test_split(
+    source: str, *, size: int | None = None, progress: Progress | None = None
+) -> ImageSet:
+    """Load the test split of a source, which is only for evaluation after a run.
+
+    `size`: height and width in pixels, to which images are resized; None for those that they have.
+    """
+    return load_data_set.load(source, "test", size=size, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,19 @@ class SplitIdentity:
 
 
 def identify_test(
-    source: str, train: ImageSet, *, progress: Progress | None = None
+    source: str, train: ImageSet, *, size: int | None = None, progress: Progress | None = None
 ) -> SplitIdentity:
     """Return the identity of the test split of a source, to be recorded when a run begins.
 
-    `train`: the train split, in which equal images are counted.
+    `train`: the train split, in which equal images are counted. `size`: as in `test_split`. Raises
+    UserError if the two splits have images of different sizes.
     """
-    test = test_split(source, progress=progress)
+    test = test_split(source, size=size, progress=progress)
+    if test.size != train.size:
+        raise UserError(
+            f"the training images of {source} have {train.size}x{train.size} pixels, and its test "
+            f"images {test.size}x{test.size}.\nType --set data.size={train.size} to resize them."
+        )
     with running(progress, "computing the fingerprint of the test split"):
         fingerprint = test.fingerprint
     with running(progress, "comparing test with training images"):

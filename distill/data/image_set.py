@@ -1,19 +1,26 @@
 """Hold images in memory; compute image digests and data set fingerprints."""
 
+import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distill.errors import UserError
 from distill.files.run_json_schemas import fingerprint_of_names
 
-SIDE = 32  # pixels, height and width of every image
+SIDE = 32  # pixels, height and width of CIFAR's images and of the synthetic ones
+LEAST_SIDE, LARGEST_SIDE = 16, 128  # of square images that are trained on, in pixels
+COPIES = 2  # of a split in memory, while it is divided into training and held-out images
 CHANNELS = 3
+CGROUP = Path("/sys/fs/cgroup")
 MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes
 NAMED = 80  # characters of a class name in a message
 
@@ -25,7 +32,7 @@ Progress = Callable[[str, int, int], None]  # activity, done, total
 class ImageSet:
     """One split of a data set: images, labels and class names."""
 
-    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB; channels are last in memory after `subset`
+    images: NDArray[np.uint8]  # [N, 3, S, S], RGB; channels are last in memory after `subset`
     labels: NDArray[np.int64]  # [N], each in 0..n_classes-1
     class_names: tuple[str, ...]
     # The data set whose published mean and std normalise the images; None if unknown.
@@ -35,12 +42,17 @@ class ImageSet:
     def n_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return int(self.images.shape[-1])
+
     @cached_property
     def digests(self) -> list[bytes]:
         """Return one sha256 per image, of its label and pixels.
 
         The hashed bytes are the label in one byte (two little-endian bytes above 255), then the
-        3,072 pixel values row by row, with red, green and blue interleaved.
+        pixel values (3,072 for 32x32 pixels) row by row, with red, green and blue interleaved.
         """
         heads = [n.to_bytes(1 if n < 256 else 2, "little") for n in self.labels.tolist()]
         return [
@@ -87,6 +99,41 @@ def fault_of_names(class_names: Sequence[str]) -> str:
     return ""
 
 
+def check_memory(what: str, n: int, side: int) -> None:
+    """Raise UserError if `n` images of `side` x `side` pixels do not fit into free memory.
+
+    Twice their bytes must be free, since a run copies a split while it divides it. `what` names the
+    images in the message. Does nothing on a system that does not report its free memory.
+    """
+    free, n_bytes = free_memory(), COPIES * n * CHANNELS * side**2
+    if free is None or n_bytes <= free:
+        return
+    fitting = math.isqrt(free // (COPIES * n * CHANNELS)) // 8 * 8
+    advice = f"Type --set data.size={fitting}" if fitting >= LEAST_SIDE else "Use fewer images"
+    raise UserError(
+        f"{what}: {n:,} images of {side}x{side} pixels need {n_bytes / 1e9:,.1f} GB of memory "
+        f"({COPIES} x {n:,} x {CHANNELS} x {side} x {side} bytes), and {free / 1e9:,.1f} GB are "
+        f"free.\n{advice}, or a machine with more memory."
+    )
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that this process may still take; None if that is unknown.
+
+    Linux's estimate for the machine, or what a control group (a container) leaves, if that is less.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, IndexError):
+        return None
+    free = 1024 * int(kilobytes)
+    with suppress(OSError, ValueError):  # no control group, or "max"
+        limit, used = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
 def count_shared_images(test: ImageSet, train: ImageSet) -> int:
     """Count the test images whose pixels equal a training image's; labels are ignored.
 
@@ -99,7 +146,7 @@ def count_shared_images(test: ImageSet, train: ImageSet) -> int:
 
 def _pixel_bytes(images: NDArray[np.uint8]) -> Iterator[bytes]:
     """Yield each image's pixels as bytes, row by row, with red, green and blue interleaved."""
-    for start in range(0, len(images), 1000):  # 3 MB at a time fit in the processor's cache
+    for start in range(0, len(images), 1000):  # of 32x32 pixels, 3 MB fit in the processor's cache
         red, green, blue = images[start : start + 1000].swapaxes(0, 1)
         yield from map(bytes, np.stack([red, green, blue], axis=-1))
 
@@ -113,7 +160,7 @@ def subset(images: ImageSet, indices: ArrayLike) -> ImageSet:
     chosen = np.asarray(indices, dtype=np.int64)
     interleaved = images.images.transpose(0, 2, 3, 1)
     pixels = np.empty((len(chosen), *interleaved.shape[1:]), dtype=np.uint8)
-    for start in range(0, len(chosen), 1000):  # temporary copies of 3 MB, not of the whole set
+    for start in range(0, len(chosen), 1000):  # temporary copies of a part, not of the whole set
         pixels[start : start + 1000] = interleaved[chosen[start : start + 1000]]
     part = replace(images, images=pixels.transpose(0, 3, 1, 2), labels=images.labels[chosen])
     if "digests" in vars(images):  # hashing again would take a third of the start-up time

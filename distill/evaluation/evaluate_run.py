@@ -31,6 +31,7 @@ from distill.format import describe_class_difference
 from distill.metrics import Array, confusion
 from distill.models import cost
 from distill.recipe import recipes
+from distill.recipe.schema import Data
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 from distill.teacher.build_teacher import combine_teachers
@@ -139,7 +140,7 @@ def _optional_measures(
     if options.latency:
         if run.accelerator.is_main_process:  # the other processes wait, and do not slow it down
             with running(progress, "measuring the latency"):
-                values["latency_ms"] = cost.measure_latency(run.net)
+                values["latency_ms"] = cost.measure_latency(run.net, run.test.size)
         run.accelerator.wait_for_everyone()
     if options.robustness:
         n_images = options.robustness_images
@@ -151,9 +152,9 @@ def _load_and_predict(
     folder: RunFolder, source: str | None, progress: Progress | None
 ) -> EvaluatedRun:
     accel = evaluation_accelerator()
-    chosen = source or _own_source(folder)
+    chosen, size = source or _own_data(folder).source, _own_data(folder).image_size
     with accel.main_process_first():  # one process decodes, the others read the cache
-        test = test_split(chosen, progress=progress)
+        test = test_split(chosen, size=size, progress=progress)
     if source is None:
         _check_classes(folder, chosen, test)
         check_tested(folder, test, chosen)
@@ -185,15 +186,15 @@ def _predict_test(
     return EvaluatedRun(folder, net, source, test, accel, logits, labels, saved)
 
 
-def _own_source(folder: RunFolder) -> str:
-    source: str = recipes.read(folder.recipe).data.source
-    return source
+def _own_data(folder: RunFolder) -> Data:
+    return recipes.read(folder.recipe).data
 
 
 def _description(run: EvaluatedRun) -> dict[str, Any]:
     """Return facts about the run, its network and the data, which are shown above the measures."""
     result = run.folder.result()
-    macs = run.net.design.macs if isinstance(run.net, ResNet) else cost.count_macs(run.net)
+    size, net = run.test.size, run.net
+    macs = net.design.macs if isinstance(net, ResNet) else cost.count_macs(net, size)
     return {
         "run": str(run.folder.path),
         "role": result["role"],
@@ -224,9 +225,16 @@ def _load_other(run: EvaluatedRun, options: EvalOptions, progress: Progress | No
             f"{run.folder.path} and {folder.path} have different classes: no images fit both.\n"
             "Give --against a run of the same data."
         )
-    if options.data is None and (source := _own_source(folder)) != run.source:
+    own = _own_data(folder)
+    if own.image_size != run.test.size:
+        raise UserError(
+            f"{run.folder.path} has images of {run.test.size}x{run.test.size} pixels, and "
+            f"{folder.path} of {own.image_size}x{own.image_size}: no images fit both.\n"
+            "Give --against a run of the same size."
+        )
+    if options.data is None and (source := own.source) != run.source:
         expected = run.test.fingerprint
-        found = test_split(source, progress=progress).fingerprint
+        found = test_split(source, size=own.image_size, progress=progress).fingerprint
         if found != expected:
             raise UserError(
                 f"{run.folder.path} and {folder.path} have different test splits: {run.source} "
@@ -250,7 +258,9 @@ def _held_out(run: EvaluatedRun, progress: Progress | None) -> tuple[Array, Arra
     recipe = recipes.read(run.folder.recipe)
     for source in dict.fromkeys((recipe.data.source, run.source)):
         with suppress(UserError):  # one source may be missing: the images may have moved to --data
-            images = load_data_set.load(source, "train", progress=progress)
+            images = load_data_set.load(
+                source, "train", size=recipe.data.image_size, progress=progress
+            )
             if images.fingerprint == data["fingerprint"]:
                 held_out = split_images(recipe, images).held_out
                 assert held_out is not None

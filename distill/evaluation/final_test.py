@@ -68,8 +68,8 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
         del result[IS_TESTED]
         recipe = recipes.read(folder.recipe)
         accel, source = build_accelerator(recipe), recipe.data.source
-        images = load_data_set.load(source, "train", progress=progress)
-        test = test_split(source, progress=progress)
+        images = load_data_set.load(source, "train", size=recipe.data.image_size, progress=progress)
+        test = test_split(source, size=recipe.data.image_size, progress=progress)
         check_tested(folder, test, source)
         split = split_images(recipe, images)
         teacher = selection.load_teacher(recipe, images, split)

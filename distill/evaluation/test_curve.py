@@ -123,7 +123,7 @@ def _splits(
 
     The training part is sorted by digest, so that its first images are a random sample.
     """
-    test = test_split(recipe.data.source, progress=progress)
+    test = test_split(recipe.data.source, size=recipe.data.image_size, progress=progress)
     if list(test.class_names) != class_names:
         of_run, of_source = describe_class_difference(class_names, test.class_names)
         raise UserError(
@@ -131,6 +131,8 @@ def _splits(
             f"{of_source}.\nRestore the original images."
         )
     check_tested(folder, test, recipe.data.source)
-    images = load_data_set.load(recipe.data.source, "train", progress=progress)
+    images = load_data_set.load(
+        recipe.data.source, "train", size=recipe.data.image_size, progress=progress
+    )
     indices, _ = split_indices(recipe, images)
     return {"train": load_data_set.subset(images, indices[:TRAIN_IMAGES]), "test": test}

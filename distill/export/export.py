@@ -182,6 +182,7 @@ def _write_formats(
         "network": finished.result["network"],
         "parameters": finished.n_parameters,
         "weights": finished.result["weights"],
+        "image_size": finished.image_size,
         "compared_on": f"{len(images)} {what}",
         "formats": described,
     }
@@ -273,7 +274,7 @@ def _test_accuracy(finished: FinishedRun, format_: Format, new: Path) -> dict[st
 
     Raises Failure if fewer than 90 % of the predictions are equal, or a logit is not finite.
     """
-    test = test_split(finished.source, progress=finished.progress)
+    test = test_split(finished.source, size=finished.image_size, progress=finished.progress)
     images, labels = torch.from_numpy(test.images), test.labels
     original = predict(finished.net, images, HOST, BATCH)
     exported = predict(format_.read(new), images, HOST, BATCH)
@@ -303,10 +304,14 @@ def _agreement(a: Tensor, b: Tensor) -> float:
 
 def report_lines(report: dict[str, Any]) -> dict[str, Any]:
     """Return the report for the terminal: one line of text for each name."""
-    hidden = ("formats", "weights", "failed")
+    hidden, size = ("formats", "weights", "failed", "image_size"), str(report["image_size"])
     lines = {key: value for key, value in report.items() if key not in hidden}
     written = report["formats"]
-    use = {f"to use {name}": text for name, text in formats.USE.items() if name in written}
+    use = {
+        f"to use {name}": text.replace("{size}", size)
+        for name, text in formats.USE.items()
+        if name in written
+    }
     return lines | {name: _line(facts) for name, facts in written.items()} | use
 
 

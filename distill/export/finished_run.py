@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_indices
 from distill.data.image_set import ImageSet, Progress
-from distill.data.sources import load_data_set, synthetic
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import describe_class_difference
@@ -29,7 +29,7 @@ N_COMPARED = 256
 # 97.9 %.
 N_CALIBRATION = 512
 
-PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, 32, 32] in [0, 1] to logits [B, C]
+PredictFn = Callable[[Tensor], Tensor]  # float32 images [B, 3, S, S] in [0, 1] to logits [B, C]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class FinishedRun:
     def role(self) -> Role:
         role: Role = self.result["role"]
         return role
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the run's images in pixels."""
+        return self.recipe.data.image_size
 
     @property
     def class_names(self) -> list[str]:
@@ -76,7 +81,9 @@ class FinishedRun:
         """The train split of the data. Raises UserError if it is missing or has other classes than
         the run.
         """
-        images = load_data_set.load(self.source, "train", progress=self.progress)
+        images = load_data_set.load(
+            self.source, "train", size=self.image_size, progress=self.progress
+        )
         if list(images.class_names) != self.class_names:
             of_run, of_data = describe_class_difference(self.class_names, images.class_names)
             raise UserError(
@@ -86,7 +93,7 @@ class FinishedRun:
         return images
 
     def comparison_images(self) -> tuple[Tensor, str]:
-        """Return the images, uint8 [N, 3, 32, 32], on which an export is compared with the run, and
+        """Return the images, uint8 [N, 3, S, S], on which an export is compared with the run, and
         a description of them.
 
         They are 256 held-out images; training images if fewer are held out; synthetic images if the
@@ -97,15 +104,17 @@ class FinishedRun:
         except UserError:
             if not self.is_own_data:
                 raise
-            images_drawn = synthetic.draw("train").images[:N_COMPARED]
-            return torch.from_numpy(images_drawn), "synthetic images, as the run's own are missing"
+            drawn = load_data_set.load(load_data_set.SYNTHETIC, "train", size=self.image_size)
+            return torch.from_numpy(
+                drawn.images[:N_COMPARED]
+            ), "synthetic images, as the run's own are missing"
         train, held_out = split_indices(self.recipe, images)
         is_enough = len(held_out) >= N_COMPARED
         chosen = (held_out if is_enough else train)[:N_COMPARED]
         return _pixels(images, chosen), "held-out images" if is_enough else "training images"
 
     def calibration_images(self) -> Tensor:
-        """Return training images, uint8 [N, 3, 32, 32], without augmentation.
+        """Return training images, uint8 [N, 3, S, S], without augmentation.
 
         Held-out and test images are not used. Raises UserError if the data is missing.
         """

@@ -28,7 +28,7 @@ USE = {  # what a recipient needs to know besides the files
     "project1": "images in [0, 1], normalised by mean (0.4914, 0.4822, 0.4465) and std (0.2471, "
     "0.2435, 0.2616); project1_model() and its state dict, strict",
     "safetensors": "its README.md says how timm loads it, with one more import and from any folder",
-    "onnx": "input `images`, float32 [N, 3, 32, 32] in [0, 1]; output `logits`",
+    "onnx": "input `images`, float32 [N, 3, {size}, {size}] in [0, 1]; output `logits`",
 }
 NAMES = ("project1", "safetensors", "onnx", "torch-export", "onnx-int8")
 

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from distill.components.build_network import network_table
-from distill.data.image_set import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS
 from distill.errors import UserError
 from distill.export import model_card, timm_registration
 from distill.export.finished_run import FinishedRun, PredictFn
@@ -79,7 +79,7 @@ def config(finished: FinishedRun) -> dict[str, Any]:
         "model_args": arguments,
         "pretrained_cfg": _source(finished.net)
         | {
-            "input_size": [CHANNELS, SIDE, SIDE],
+            "input_size": [CHANNELS, finished.image_size, finished.image_size],
             "num_classes": len(finished.class_names),
             "crop_pct": 1.0,
             "custom_load": False,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.image_set import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS
 from distill.errors import Failure
 from distill.files.escape_text import visible
 
@@ -34,8 +34,9 @@ ENVIRONMENT = (
 THREADS = ("OMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_")  # … and prefixes of those on its threads
 
 # The program of the process. It first writes its number of parameters, int64. For each request it
-# reads N, int64, and N images, and writes the number of classes, int64, and N rows of logits.
-# All numbers are little-endian; images and logits are float32. N = 0 ends the process.
+# reads N and S, int64, and N images of S x S pixels, and writes the number of classes, int64, and N
+# rows of logits. All numbers are little-endian; images and logits are float32. N = 0 ends the
+# process.
 PROGRAM = """
 import os, sys
 for name in ("distill", "networks", "students", "teachers", "cli"):
@@ -43,7 +44,7 @@ for name in ("distill", "networks", "students", "teachers", "cli"):
 output = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 import numpy, torch
-folder, code, weights, channels, side = sys.argv[1:]
+folder, code, weights, channels = sys.argv[1:]
 module = {"__name__": "project1_model"}
 with open(os.path.join(folder, code), encoding="utf-8") as file:
     exec(compile(file.read(), code, "exec"), module)
@@ -57,8 +58,9 @@ def reply(number, content=b""):
     output.write(number.to_bytes(8, "little") + content)
     output.flush()
 reply(sum(p.numel() for p in model.parameters()))
-shape = (-1, int(channels), int(side), int(side))
 while n := integer():
+    side = integer()
+    shape = (-1, int(channels), side, side)
     content = sys.stdin.buffer.read(4 * n * shape[1] * shape[2] * shape[3])
     images = torch.from_numpy(numpy.frombuffer(content, "<f4").reshape(shape).copy())
     with torch.no_grad():
@@ -71,14 +73,14 @@ class Grader:
     """Runs the network of a course submission in a separate process, as the course's grader would.
 
     `folder` contains the files `code` (Python) and `weights`. Call the object with normalised
-    images float32 [B, 3, 32, 32]; it returns logits [B, C]. Both raise Failure if the code fails or
+    images float32 [B, 3, S, S]; it returns logits [B, C]. Both raise Failure if the code fails or
     the process ends. The process is stopped when the object is deleted.
     """
 
     def __init__(self, folder: Path, code: str, weights: str) -> None:
         self._code = code
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
-        arguments = [str(folder.absolute()), code, weights, str(CHANNELS), str(SIDE)]
+        arguments = [str(folder.absolute()), code, weights, str(CHANNELS)]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-c", PROGRAM, *arguments],
             stdin=subprocess.PIPE,
@@ -95,7 +97,8 @@ class Grader:
         n, content = len(images), images.detach().cpu().numpy().astype("<f4").tobytes()
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(n.to_bytes(8, "little") + content)
+            head = n.to_bytes(8, "little") + images.shape[-1].to_bytes(8, "little")
+            self._process.stdin.write(head + content)
             self._process.stdin.flush()
         except OSError as fault:
             raise self._failure() from fault

@@ -73,7 +73,8 @@ def _summary(finished: FinishedRun) -> str:
     if teacher["fingerprint"]:
         training = f"distilled from {_teacher(result)}"
     return (
-        f"A classifier of 32×32 images with {finished.n_parameters:,} parameters, {training}. "
+        f"A classifier of {finished.image_size}×{finished.image_size} images with "
+        f"{finished.n_parameters:,} parameters, {training}. "
         f"Made by Understudy, as a {markdown(result['role'])}."
     )
 
@@ -241,7 +242,8 @@ def _identity_without_seeds(folder: RunFolder) -> tuple[str, ...]:
 def _limits(finished: FinishedRun) -> str:
     return (
         f"It predicts one of {len(finished.class_names)} classes for any image. It was measured on "
-        "images like its training images, of 32×32 pixels, and on no others: neither on corrupted "
+        f"images like its training images, of {finished.image_size}×{finished.image_size} pixels, "
+        "and on no others: neither on corrupted "
         "or adversarial ones, nor on photographs scaled down. Its probabilities are only as "
         "accurate as the calibration error shows."
     )
@@ -249,10 +251,11 @@ def _limits(finished: FinishedRun) -> str:
 
 def _use(finished: FinishedRun, needs_import: bool) -> str:
     registration = f"{IMPORT}\n" if needs_import else ""
+    shape = f"[B, 3, {finished.image_size}, {finished.image_size}]"
     expects = (
-        "float32 images [B, 3, 32, 32] in [0, 1]; it normalises them itself"
+        f"float32 images {shape} in [0, 1]; it normalises them itself"
         if needs_import
-        else "float32 images [B, 3, 32, 32], normalised as in `config.json`"
+        else f"float32 images {shape}, normalised as in `config.json`"
     )
     return (
         f"```python\nimport timm\n{registration}"

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from distill.data.image_set import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.runs.run_folder import write_bytes
 
@@ -23,7 +23,7 @@ FILE = "model.onnx"
 
 def write(finished: FinishedRun, folder: Path) -> None:
     """Write the model, checked by `onnx.checker`; it contains no path of this machine."""
-    model = to_onnx(finished.net)
+    model = to_onnx(finished.net, finished.image_size)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(folder / FILE, model.SerializeToString(deterministic=True))
 
@@ -33,13 +33,13 @@ def read(folder: Path) -> PredictFn:
     return session(folder / FILE)
 
 
-def to_onnx(net: nn.Module) -> onnx.ModelProto:
+def to_onnx(net: nn.Module, size: int) -> onnx.ModelProto:
     """Return the ONNX model of a network in eval mode, with batch norms folded into kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter: deprecations
         program = torch.onnx.export(
             net,
-            (torch.zeros(2, CHANNELS, SIDE, SIDE),),
+            (torch.zeros(2, CHANNELS, size, size),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

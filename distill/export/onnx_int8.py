@@ -43,7 +43,7 @@ BATCH = 64
 
 
 class CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
-    """Gives images uint8 [N, 3, 32, 32] to onnxruntime batch by batch, as float32 in [0, 1]."""
+    """Gives images uint8 [N, 3, S, S] to onnxruntime batch by batch, as float32 in [0, 1]."""
 
     def __init__(self, images: Tensor) -> None:
         self.batches: Iterator[NDArray[np.float32]] = (
@@ -60,7 +60,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
     images = finished.calibration_images()
     with TemporaryDirectory() as folder_name:
         plain, ready, quantised = (Path(folder_name) / f"{i}.onnx" for i in range(3))
-        onnx.save(to_onnx(finished.net), plain)
+        onnx.save(to_onnx(finished.net, finished.image_size), plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         quantize_static(
             str(ready),

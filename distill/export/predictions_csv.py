@@ -25,6 +25,7 @@ from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
 from distill.evaluation.predict_split import check_finite, predict_with_progress
 from distill.files.escape_text import csv_cell
+from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 
@@ -65,14 +66,16 @@ def check_out(out: Path, source: Path) -> None:
 
 
 def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """Return the predictions of a finished run, in float32, for the images at `source`.
+    """Return the predictions of a finished run, in float32, for the images at `source`,
+    resized to the size of the run's images.
 
     Called by all processes; each returns all predictions. Raises UserError if the run is not
     finished, an image cannot be used, two ids would be written as the same text, or the processes
     have other images or runs.
     """
     accel = evaluation_accelerator()
-    inputs = images_to_predict.load(source, progress=progress)
+    size = recipes.read(folder.recipe).data.image_size
+    inputs = images_to_predict.load(source, size, progress=progress)
     check_ids(inputs.ids, source)
     check_same_inputs(
         accel,

@@ -133,9 +133,10 @@ def _docstring(finished: FinishedRun) -> str:
         f"recipe {visible(finished.result['recipe'])} for "
         f"{counted(finished.result['epochs'], 'epoch')}."
     )
+    size = finished.image_size
     expects = (
-        f"It takes images [B, 3, 32, 32], in [0, 1] and then normalised by mean {MEAN} and std "
-        f"{STD}, and returns logits [B, {len(finished.class_names)}] of "
+        f"It takes images [B, 3, {size}, {size}], in [0, 1] and then normalised by mean {MEAN} and "
+        f"std {STD}, and returns logits [B, {len(finished.class_names)}] of "
         f"{', '.join(map(visible, finished.class_names))}. {renormalises}"
     )
     how = (

@@ -2,8 +2,8 @@
 
     model = torch.export.load("model.pt2").module()
 
-The loaded model takes float32 images [B, 3, 32, 32] in [0, 1], for any B, and returns logits
-[B, C].
+The loaded model takes float32 images [B, 3, S, S] in [0, 1], for any B and the S of its run, and
+returns logits [B, C].
 """
 
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distill.data.image_set import CHANNELS, SIDE
+from distill.data.image_set import CHANNELS
 from distill.export.finished_run import FinishedRun, PredictFn
 from distill.runs.run_folder import write_bytes
 
@@ -28,7 +28,7 @@ def write(finished: FinishedRun, folder: Path) -> None:
         warnings.simplefilter("ignore")  # of torch's exporter: deprecations
         program = torch.export.export(
             finished.net,
-            (torch.zeros(2, CHANNELS, SIDE, SIDE),),
+            (torch.zeros(2, CHANNELS, finished.image_size, finished.image_size),),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
         for node in program.graph.nodes:

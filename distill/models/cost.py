@@ -21,29 +21,30 @@ def count_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def count_macs(net: nn.Module) -> int:
-    """Count the multiply-accumulates of one image's forward pass.
+def count_macs(net: nn.Module, size: int = SIDE) -> int:
+    """Count the multiply-accumulates of the forward pass of one image of `size` x `size` pixels.
 
     Only convolutions and matrix products are counted. In these networks these are the convolutions,
     the linear layers and the attention of some timm networks.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(_grey_images(net, 1))
+        net(_grey_images(net, 1, size))
     flops: int = counter.get_total_flops()
     return flops // 2  # torch counts a multiply-accumulate as two operations
 
 
 @torch.inference_mode()
-def measure_latency(net: nn.Module) -> dict[str, Any]:
+def measure_latency(net: nn.Module, size: int = SIDE) -> dict[str, Any]:
     """Measure the milliseconds from images on the device to logits, at batches of 1 and 128.
 
-    Each value is the median over sequential, synchronised calls: a latency, not a throughput.
+    The images have `size` x `size` pixels. Each value is the median over sequential, synchronised
+    calls: a latency, not a throughput.
     """
     net.eval()
     device = next(net.parameters()).device
     on_gpu = device.type == "cuda"
     return {
-        **{f"batch_{batch}": 1000 * _median_s(net, _grey_images(net, batch)) for batch in BATCHES},
+        **{f"batch_{n}": 1000 * _median_s(net, _grey_images(net, n, size)) for n in BATCHES},
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
         "threads": torch.get_num_threads(),
         "precision": str(next(net.parameters()).dtype).removeprefix("torch."),
@@ -73,7 +74,7 @@ def _synchronize(images: Tensor) -> None:
         torch.accelerator.synchronize(images.device)
 
 
-def _grey_images(net: nn.Module, n: int) -> Tensor:
+def _grey_images(net: nn.Module, n: int, size: int) -> Tensor:
     """Return `n` grey images on the network's device; the cost does not depend on the pixels."""
-    images = torch.full((n, CHANNELS, SIDE, SIDE), 0.5, device=next(net.parameters()).device)
+    images = torch.full((n, CHANNELS, size, size), 0.5, device=next(net.parameters()).device)
     return images.to(memory_format=torch.channels_last)

@@ -20,6 +20,7 @@ from distill.recipe.schema import (
     WRN_KEYS,
     Augment,
     Cache,
+    Data,
     Ema,
     Mix,
     Optim,
@@ -50,7 +51,7 @@ class Fault:
 
 Rule = Callable[..., Iterator[Fault]]
 
-SIDES = range(8, 33, 2)  # allowed heights and widths of training images, in pixels
+SMALLEST = 8  # allowed height and width of training images in pixels; all are even
 # Terms that need maps [C, H, W], not pooled vectors.
 MAPS_ALONE = {"fitnet", "at", "nst", "fsp", "ab", "ft", "vid"}
 WITHOUT_BETAS = {"sgd", "momentum", "rmsprop", "adagrad", "adadelta", "lars"}  # optimizers
@@ -337,11 +338,11 @@ def epochs_or_minutes(train: Train) -> Iterator[Fault]:
         yield Fault("train.minutes", train.minutes, problem)
 
 
-def resolution_rises(train: Train) -> Iterator[Fault]:
+def resolution_rises(train: Train, data: Data) -> Iterator[Fault]:
     """Check the progressive-resizing schedule.
 
     The first image size must start at fraction 0 of the training, and fractions and sizes must
-    increase.
+    increase, up to the size of the images.
     """
     if train.resolution is None:
         return
@@ -350,6 +351,9 @@ def resolution_rises(train: Train) -> Iterator[Fault]:
     if first_fraction != 0:
         problem = "has no image size for the beginning; the first fraction must be 0: "
         yield Fault(key, shown, problem + f"[0.0, {size}]")
+    if (largest := max(size for _, size in train.resolution)) > data.image_size:
+        problem = f"has size {largest}, and the images have {{}} = {data.image_size}; type "
+        yield Fault(key, shown, problem + f"--set data.size={largest}", against="data.size")
     for (fraction, size), (next_fraction, next_size) in pairwise(train.resolution):
         if next_fraction <= fraction:
             problem = f"has fraction {next_fraction:g} after {fraction:g}; fractions must increase"
@@ -359,21 +363,23 @@ def resolution_rises(train: Train) -> Iterator[Fault]:
             yield Fault(key, shown, problem)
 
 
-def maps_fit_every_side(student: Student, train: Train) -> Iterator[Fault]:
+def maps_fit_every_side(student: Student, train: Train, data: Data) -> Iterator[Fault]:
     """Check that a residual student accepts every image size in `train.resolution`.
 
-    Its maps and its pooling window must fit, and it must have as many features as at 32 pixels.
+    Its maps and its pooling window must fit, and it must have as many features as at full size.
     """
     if train.resolution is None or not is_residual(student):
         return
     spec = student.spec()
     try:
-        described = describe(student)
+        described = describe(student, size=data.image_size)
     except UserError:
         return  # student_design_is_valid reports it
     assert isinstance(described, Design)
-    fitting = [size for size in SIDES if _fits(spec, size, described.features)]
-    smallest = next(s for s in SIDES if all(size in fitting for size in SIDES if size >= s))
+    full = data.image_size
+    sizes = sorted({*range(SMALLEST, full, 2), full})
+    fitting = [size for size in sizes if _fits(spec, size, described.features)]
+    smallest = next(s for s in sizes if all(size in fitting for size in sizes if size >= s))
     refused = [str(size) for _, size in train.resolution if size < smallest]
     if refused:
         problem = (
@@ -477,20 +483,20 @@ def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
 
 
-def student_design_is_valid(student: Student) -> Iterator[Fault]:
+def student_design_is_valid(student: Student, data: Data) -> Iterator[Fault]:
     """Check that `Design.of` accepts the keys of a residual network in [student]."""
-    yield from _residual_faults("student", student)
+    yield from _residual_faults("student", student, data.image_size)
 
 
-def teacher_design_is_valid(teacher: Teacher) -> Iterator[Fault]:
+def teacher_design_is_valid(teacher: Teacher, data: Data) -> Iterator[Fault]:
     """Check that `Design.of` accepts the keys of [teacher] if its network is "resnet".
 
     A teacher may have any number of parameters.
     """
-    yield from _residual_faults("teacher", teacher)
+    yield from _residual_faults("teacher", teacher, data.image_size)
 
 
-def _residual_faults(name_of_table: str, table: Student | Teacher) -> Iterator[Fault]:
+def _residual_faults(name_of_table: str, table: Student | Teacher, size: int) -> Iterator[Fault]:
     if table.network != "resnet":
         return
     has_width = table.width is not None or table.channels is not None
@@ -501,13 +507,13 @@ def _residual_faults(name_of_table: str, table: Student | Teacher) -> Iterator[F
         problem += f"--set {name_of_table}.{name}={EXAMPLE[name]}"
         yield Fault(f"{name_of_table}.{name}", None, problem)
     if not missing:
-        yield from _design_faults(name_of_table, table)
+        yield from _design_faults(name_of_table, table, size)
 
 
-def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
+def _design_faults(name_of_table: str, table: ResNetKeys, size: int) -> Iterator[Fault]:
     spec = table.spec()
     try:
-        Design.of(**spec)
+        Design.of(**spec, image_size=size)
     except UserError as error:
         for line in map(str.strip, str(error).splitlines()[1:]):
             name = line.split(" = ")[0]
@@ -518,10 +524,10 @@ def _design_faults(name_of_table: str, table: ResNetKeys) -> Iterator[Fault]:
                 yield Fault(name_of_table, None, f"is incomplete: {line}")
 
 
-def within_budget(student: Student) -> Iterator[Fault]:
+def within_budget(student: Student, data: Data) -> Iterator[Fault]:
     """Check that the student has strictly fewer parameters than `max_params`, for 10 classes."""
     try:
-        excess = budget_fault(student)
+        excess = budget_fault(student, size=data.image_size)
     except UserError:
         return  # student_design_is_valid reports it
     if excess:

@@ -25,7 +25,7 @@ from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
-from distill.recipe.schema import About, Recipe, Student, Teacher
+from distill.recipe.schema import DEFAULT_SIZE, About, Recipe, Student, Teacher
 from distill.recipe.validation import Values, check, keys, shorten, value_text
 from students.design import Design
 
@@ -98,20 +98,24 @@ def count_networks(
 ) -> dict[str, Any]:
     """Count the parameters and MACs of a recipe's networks for 10 classes.
 
-    The student may exceed its parameter budget. The teacher is counted too, under `teacher`,
-    `teacher_parameters` …; a recipe may have a teacher without a student. `count_built` counts
-    networks without a closed form by building them: those of timm and of the user's own code;
-    without it such a teacher is left out. Raises RecipeError if the recipe has another fault, or
-    nothing to count, UserError if a network cannot be built.
+    The MACs are those of images of `data.size`, 32 pixels if it is absent. The student may exceed
+    its parameter budget. The teacher is counted too, under `teacher`, `teacher_parameters` …; a
+    recipe may have a teacher without a student. `count_built` counts networks without a closed form
+    by building them: those of timm and of the user's own code; without it such a teacher is left
+    out. Raises RecipeError if the recipe has another fault, or nothing to count, UserError if a
+    network cannot be built.
     """
     resolved = _load(spec, overrides, [rule for rule in RULES if rule is not within_budget])
+    size = resolved.recipe.data.image_size
     student, teacher = resolved.recipe.student, resolved.recipe.teacher
     of_teacher = {} if teacher is None else _count_network(resolved.recipe, teacher, count_built)
     counted: dict[str, Any] = {"recipe": resolved.name}
+    if size != DEFAULT_SIZE:
+        counted["image_size"] = size
     if student is not None or not of_teacher:
         counted |= _counted_student(resolved.recipe, _student(resolved), count_built)
     if teacher is not None and of_teacher:
-        counted["teacher"] = network_cost.summary(teacher)
+        counted["teacher"] = network_cost.summary(teacher, size=size)
     return counted | {f"teacher_{name}": n for name, n in of_teacher.items()}
 
 
@@ -121,7 +125,7 @@ def _count_network(
     """Return `parameters`, `trainable` and `macs` of a table's network; empty if only building it
     shows them and there is no `count_built`.
     """
-    described = network_cost.describe(table)
+    described = network_cost.describe(table, size=recipe.data.image_size)
     if described is not None:
         return {name: getattr(described, name) for name in ("parameters", "trainable", "macs")}
     role: Literal["student", "teacher"] = "student" if isinstance(table, Student) else "teacher"
@@ -135,7 +139,7 @@ def _counted_student(
     if not counts:
         raise UserError(f"{student.network} is counted when it is built; type distill to build it.")
     return {
-        "network": network_cost.summary(student),
+        "network": network_cost.summary(student, size=recipe.data.image_size),
         **counts,
         "max_params": student.max_params,
         "within_budget": counts["parameters"] < student.max_params,
@@ -148,7 +152,8 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     The student may exceed its parameter budget. Raises RecipeError if the recipe has another fault,
     or no student, and UserError if the student is not a residual network.
     """
-    student = _student(_load(spec, overrides, [r for r in RULES if r is not within_budget]))
+    resolved = _load(spec, overrides, [r for r in RULES if r is not within_budget])
+    student, size = _student(resolved), resolved.recipe.data.image_size
     if not network_cost.is_residual(student):
         raise UserError(
             f"the student is {student.network}: it cannot be checked, because the rules are for "
@@ -156,7 +161,7 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
             "Type params to count its parameters, or give a recipe with "
             'student.network = "resnet".'
         )
-    return Design.of(**student.spec()), student.activation
+    return Design.of(**student.spec(), image_size=size), student.activation
 
 
 def shipped() -> list[tuple[str, Path, About]]:
@@ -374,24 +379,29 @@ def with_single_teacher(recipe: Recipe, i: int) -> Recipe:
 
 def with_source(recipe: Recipe, source: str) -> Recipe:
     """Return the recipe with another data source."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": source})})
+    return with_data(recipe, source=source)
 
 
 def with_data_of(recipe: Recipe, earlier: Recipe) -> Recipe:
     """Return a typed recipe with what it leaves to its images filled in from a run's recipe.
 
-    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.normalize` is
-    CIFAR-10's, and the values of "computed" are known.
+    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.size` is 32,
+    an absent `data.normalize` is CIFAR-10's, and the values of "computed" are known.
     """
-    typed, known = recipe.data.normalize, earlier.data.normalize
-    is_same = (typed == "computed" and isinstance(known, tuple)) or (
-        typed == "cifar10" and known is None
-    )
-    if typed is None or is_same:
-        return recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"normalize": known})}
-        )
-    return recipe
+    typed, known = recipe.data, earlier.data
+    has_values = typed.normalize == "computed" and isinstance(known.normalize, tuple)
+    is_default = typed.normalize == "cifar10" and known.normalize is None
+    filled = dict[str, Any]()
+    if typed.normalize is None or has_values or is_default:
+        filled["normalize"] = known.normalize
+    if typed.size in (None, known.image_size):
+        filled["size"] = known.size
+    return with_data(recipe, **filled)
+
+
+def with_data(recipe: Recipe, **values: Any) -> Recipe:
+    """Return the recipe with these values of [data]."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=values)})
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -30,6 +30,7 @@ from distill.recipe.loss_schema import (
 )
 from networks.network_catalogue import RESIDUAL, is_named, is_own, wide_resnet
 
+DEFAULT_SIZE = 32  # height and width of images in pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A student's sizes are bounded so that the parameters of any student are counted within seconds.
 Stages = Annotated[int, Field(ge=1, le=16)]
@@ -55,7 +56,7 @@ EpochsOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 Milestones = Annotated[tuple[Epochs, ...], Field(strict=False, max_length=1_000)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0, le=1_000_000)], ...], Field(strict=False)]
 Betas = Annotated[tuple[ShareBelowOne, ShareBelowOne], Field(strict=False)]
-Side = Annotated[int, Field(ge=8, le=32, multiple_of=2)]  # height and width in pixels, full: 32
+Side = Annotated[int, Field(ge=8, le=128, multiple_of=2)]  # height and width in pixels
 Stage = Annotated[tuple[ShareBelowOne, Side], Field(strict=False)]  # fraction of the epochs, size
 Resolution = Annotated[tuple[Stage, ...], Field(strict=False, min_length=1)]
 Mean = Annotated[float, Field(ge=-1_000, le=1_000)]  # of a channel of images in [0, 1]
@@ -100,6 +101,10 @@ class Data(Table):
     """The seed of the images' order, augmentation and mixing."""
     holdout: ShareBelowOne = 0.1
     """The fraction of the training images that is held out to select the best epoch; 0: none."""
+    size: Annotated[int, Field(ge=16, le=128)] | None = None
+    """The height and width in pixels to which all images are resized; absent: images of class
+    folders keep their size, which a run writes to its recipe.toml unless it is 32.
+    """
     train_images: Count | None = None
     """Train on this many of the training images only, with all classes alike."""
     normalize: Literal["cifar10", "cifar100", "computed"] | MeanAndStd | None = None
@@ -107,6 +112,11 @@ class Data(Table):
     or `computed` from the whole train split, or [[red, green, blue], [red, green, blue]]; absent:
     by data set. A run writes them to its recipe.toml, unless they are CIFAR-10's by default.
     """
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a run's images in pixels."""
+        return self.size or DEFAULT_SIZE
 
 
 class Crop(Table):
@@ -488,7 +498,7 @@ class Train(Table):
     """The length of the training in minutes: the first steps are timed to plan how many fit."""
     resolution: Resolution | None = None
     """The size of the training images in pixels, `[[fraction of the epochs, size], …]`; by default
-    32 throughout.
+    full size throughout.
     """
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """The images of one optimizer step, over all processes and accumulated parts."""

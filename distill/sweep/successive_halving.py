@@ -95,6 +95,7 @@ def legal_designs(
         raise UserError("a search varies the student, but the recipe has no [student].")
     rules, activation = courses.rules_by_name(course), recipe.student.activation
     spec = {name: value for name, value in recipe.student.spec().items() if name not in GIVEN}
+    spec["image_size"] = recipe.data.image_size
     too_many = rules.exclusive_limit(budget)
     rows = widest_designs(too_many, stages, blocks, asymmetric=asymmetric, **spec)
     designs = [{key: row[key] for key in KEYS} for row in rows]

@@ -201,15 +201,17 @@ def check_teachers(recipe: Recipe, variants: Sequence[Recipe] = ()) -> dict[str,
     joined by " + ". Raises the UserErrors that a run of the recipe would raise later. Costs reading
     both splits and the teachers.
     """
-    load_data_set.check(recipe.data.source)
-    images = load_data_set.load(recipe.data.source, "train")
+    load_data_set.check(recipe.data.source, size=recipe.data.size)
+    images = _train_split(recipe)
     load_teacher(recipe, images, split_images(recipe, images))
     prints = [_input_fingerprints(recipe, images)]
-    prints += [
-        _input_fingerprints(variant, load_data_set.load(variant.data.source, "train"))
-        for variant in variants
-    ]
+    prints += [_input_fingerprints(variant, _train_split(variant)) for variant in variants]
     return {name: " + ".join(dict.fromkeys(p[name] for p in prints)) for name in prints[0]}
+
+
+def _train_split(recipe: Recipe) -> ImageSet:
+    """Load the train split of a recipe as typed, whose `data.size` may be absent."""
+    return load_data_set.load(recipe.data.source, "train", size=recipe.data.size)
 
 
 def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
@@ -217,7 +219,7 @@ def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
     Raises UserError if a teacher is not a finished run.
     """
-    test = identify_test(recipe.data.source, images)
+    test = identify_test(recipe.data.source, images, size=recipe.data.size)
     for run in named_teachers(recipe):
         open_finished(run.path)
     prints = identity(recipe, images, teachers_fingerprint(recipe), test)
@@ -252,12 +254,25 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
         shown = visible(", ".join(pairs[:3]))
         return [f"teacher {run.path} has other classes ({shown}); {RETRAIN}"]
     if fingerprint != images.fingerprint:
+        if (size := _image_size(run)) not in (None, images.size):
+            return [
+                f"teacher {run.path} has images of {size}x{size} pixels, and this run of "
+                f"{images.size}x{images.size}; type --set data.size={size}, or {RETRAIN}"
+            ]
         return [
             f"teacher {run.path} was trained on other images (fingerprint "
             f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
             f"whether it was trained on images that are held out here; {RETRAIN}"
         ]
     return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
+
+
+def _image_size(run: RunFolder) -> int | None:
+    """Return the size of a run's images in pixels; None if its recipe cannot be read."""
+    try:
+        return recipes.read(run.recipe).data.image_size
+    except UserError:
+        return None
 
 
 def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> list[str]:

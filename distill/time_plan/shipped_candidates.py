@@ -6,7 +6,7 @@ table has been run on CIFAR-10. A recipe for other images than CIFAR-10 is not p
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from distill.recipe import recipes
@@ -53,7 +53,12 @@ class PlannedTraining:
     def in_default_precision(self) -> "PlannedTraining":
         """The same training without an override of `train.precision`."""
         others = tuple(o for o in self.overrides if not o.startswith(PRECISION))
-        return training(self.role, self.recipe_spec, others)
+        other = training(self.role, self.recipe_spec, others)
+        return other.at_size(self.recipe.data.size)
+
+    def at_size(self, size: int | None) -> "PlannedTraining":
+        """The same training on images of `size` x `size` pixels; None for those of the recipe."""
+        return replace(self, recipe=recipes.with_data(self.recipe, size=size))
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Candidate:
     about: About
     training: PlannedTraining
     teacher: PlannedTraining | None
+
+    def at_size(self, size: int | None) -> "Candidate":
+        """The same candidate on images of `size` x `size` pixels; None for those of the recipe."""
+        teacher = None if self.teacher is None else self.teacher.at_size(size)
+        return replace(self, training=self.training.at_size(size), teacher=teacher)
 
     def commands(self, data: str | None) -> list[str]:
         """Return the shell commands that train first the teacher, if there is one, then the recipe.

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill.data.image_set import ImageSet
+from distill.data.image_set import SIDE, ImageSet
 from distill.data.sources import load_data_set
-from distill.errors import UnsuitableRecipe
+from distill.errors import UserError
 from distill.recipe import recipes
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, candidates
 from distill.training import flops, measure_speed
@@ -185,11 +185,11 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
-    n_images, n_classes = _size(data)
-    every = list(candidates())
+    n_images, n_classes, size = _size(data)
+    every = [each.at_size(None if size == SIDE else size) for each in candidates()]
     legal = [each for each in every if course is None or _is_legal(course, each)]
     costed = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
-    machine = Machine(measure_speed.random_images(n_images, n_classes), began_at + BUDGET_S)
+    machine = Machine(measure_speed.random_images(n_images, n_classes, size), began_at + BUDGET_S)
     timed = [machine.measure(each, 60 * minutes) for each in costed]
     rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
     fitting = [row for row in rows if row["fits"]]
@@ -207,16 +207,17 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     }
 
 
-def _size(data: str | None) -> tuple[int, int]:
-    """Return the numbers of training images (with those to be held out) and of classes.
+def _size(data: str | None) -> tuple[int, int, int]:
+    """Return the numbers of training images (with those to be held out) and of classes, and the
+    height and width of the images in pixels.
 
     `data`: the data source; None for CIFAR-10. Raises UserError if it cannot be read.
     """
     if data is None or data in KNOWN:
-        return KNOWN[data or "cifar10"]
+        return *KNOWN[data or "cifar10"], SIDE
     load_data_set.check(data)
     images = load_data_set.load(data, "train")
-    return len(images.labels), images.n_classes
+    return len(images.labels), images.n_classes, images.size
 
 
 def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
@@ -230,7 +231,7 @@ def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
 def _cost_candidates(
     candidates: list[Candidate], n_images: int, n_classes: int
 ) -> Iterator[CostedCandidate]:
-    """Yield the candidates that can be trained on this number of classes, with their costs."""
+    """Yield the candidates that can be trained on these images and classes, with their costs."""
     for each in candidates:
         try:
             teacher = (
@@ -239,7 +240,7 @@ def _cost_candidates(
             yield CostedCandidate(
                 each, _costs(each.training, teacher, n_images, n_classes), teacher
             )
-        except UnsuitableRecipe:  # with more classes a student may be over its budget
+        except UserError:  # over the budget with more classes, or images too small for the network
             continue
 
 

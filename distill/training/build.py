@@ -24,7 +24,6 @@ from distill.components.data_pipeline import (
     split_images,
 )
 from distill.components.loss_terms import build_objective, required_taps
-from distill.data.image_set import SIDE
 from distill.data.loader import Loader
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
@@ -65,6 +64,7 @@ def check_sides(
     `live`: the teachers; None without a teacher. Costs one forward pass of one image per size and
     network.
     """
+    full = recipe.data.image_size
     teachers = [("teacher", each.extractor.net) for each in live.networks] if live else []
     for (_, side), (role, each) in product(
         recipe.train.resolution or (), [("network", net), *teachers]
@@ -76,7 +76,7 @@ def check_sides(
             raise UnsuitableRecipe(
                 f"train.resolution has side {side}, and the {role} does not take images of "
                 f"{side}x{side} pixels: {type(fault).__name__}: {str(fault).partition(chr(10))[0]}."
-                f"\nGive larger sides, or type --set train.resolution=[[0.0,{SIDE}]] for full size."
+                f"\nGive larger sides, or type --set train.resolution=[[0.0,{full}]] for full size."
             ) from fault
 
 
@@ -89,13 +89,16 @@ def build(
     teacher: FrozenTeacher | None = None,
     progress: Progress | None = None,
 ) -> TrainState:
-    """Build the training state of a recipe at step 0, with the images and teachers that it names.
+    """Build the training state of a run's recipe at step 0, with its images and teachers.
 
     `images`, `teacher`: the train split and the teacher; loaded if None. Raises UserError if the
     images or the teacher cannot be read or do not fit the recipe.
     """
     accel = build_accelerator(recipe)
-    images = images or load_data_set.load(recipe.data.source, "train", progress=progress)
+    data = recipe.data
+    images = images or load_data_set.load(
+        data.source, "train", size=data.image_size, progress=progress
+    )
     split = split_images(recipe, images)
     teacher = teacher or selection.load_teacher(recipe, images, split)
     identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))

@@ -20,7 +20,7 @@ from distill.components.build_network import build_network, network_name
 from distill.models import cost
 from distill.recipe.loss_schema import TEACHERS, Term
 from distill.recipe.recipes import Recipe
-from distill.recipe.schema import Train
+from distill.recipe.schema import Data, Train
 from distill.runs.run_folder import Role
 
 TRAINED = 6  # operations for each multiply-accumulate of a training image
@@ -57,7 +57,10 @@ def network_cost(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
     `role`: whether to build the network of [teacher] or of [student]. Raises UserError if it cannot
     be built.
     """
-    tables = Recipe(teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1))
+    size = Data(size=recipe.data.size)
+    tables = Recipe(
+        data=size, teacher=recipe.teacher, student=recipe.student, train=Train(epochs=1)
+    )
     return _count_network(tables, role, n_classes)
 
 
@@ -66,7 +69,9 @@ def _count_network(recipe: Recipe, role: Role, n_classes: int) -> NetworkCost:
     with torch.device("meta"):
         net = build_network(recipe, role, n_classes)
     name = network_name(recipe, role, n_classes)
-    return NetworkCost(name, cost.count_parameters(net), cost.count_macs(net.eval()))
+    return NetworkCost(
+        name, cost.count_parameters(net), cost.count_macs(net.eval(), recipe.data.image_size)
+    )
 
 
 def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:

@@ -13,6 +13,7 @@ from distill.components.build_network import build_network, network_name, to_dev
 from distill.components.data_pipeline import split_images
 from distill.components.normalisation import with_values
 from distill.components.read_test_split import identify_test, test_split
+from distill.data.image_set import SIDE
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
 from distill.errors import UserError
@@ -99,9 +100,11 @@ def import_teacher(
     recipe, accel = with_code(request.recipe, "teacher"), evaluation_accelerator()
     recipe = with_values(recipe, request.normalisation)
     source = recipe.data.source
-    load_data_set.check(source)
-    images = load_data_set.load(source, "train", progress=progress)
-    test_identity = identify_test(source, images, progress=progress)
+    size = recipe.data.size
+    load_data_set.check(source, size=size)
+    images = load_data_set.load(source, "train", size=size, progress=progress)
+    test_identity = identify_test(source, images, size=size, progress=progress)
+    recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
     net = build_network(recipe, "teacher", images.n_classes)
     assert recipe.teacher is not None
     translate = partial(crd_weight_names.translate, recipe.teacher.network)
@@ -124,7 +127,7 @@ def import_teacher(
         run_folder.write_text(folder.recipe, recipes.dumps(recipe))
         run_folder.write_json(folder.environment, environment.describe(accel))
         yield start
-        test = test_split(source, progress=progress)
+        test = test_split(source, size=images.size, progress=progress)
         to_device(net, accel.device)
         tested = final_test.measure_on_test(folder, net, None, None, test, accel, progress=progress)
         path = folder.weights("teacher")

@@ -45,9 +45,9 @@ class Speed:
     fastest_s: float  # in the fastest step, which other programs disturbed least
 
 
-def random_images(n: int, n_classes: int) -> ImageSet:
-    """Return `n` images of noise with balanced classes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (n, SIDE, SIDE, CHANNELS), dtype=np.uint8)
+def random_images(n: int, n_classes: int, side: int = SIDE) -> ImageSet:
+    """Return `n` images of noise, of `side` x `side` pixels, with balanced classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (n, side, side, CHANNELS), dtype=np.uint8)
     names = tuple(f"class {c}" for c in range(n_classes))
     return ImageSet(pixels.transpose(0, 3, 1, 2), np.arange(n) % n_classes, names)
 

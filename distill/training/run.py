@@ -22,6 +22,7 @@ from distill.components.check_processes import check_same_inputs
 from distill.components.data_pipeline import TrainValSplit, split_images
 from distill.components.read_test_split import SplitIdentity, check_test, identify_test, test_split
 from distill.data import array_cache
+from distill.data.image_set import SIDE
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.data.task_progress import running
@@ -161,12 +162,13 @@ def _prepare(
 ) -> PreparedRun:
     """Load data and teacher, build the state, and write recipe and environment to the folder."""
     source = request.recipe.data.source
-    load_data_set.check(source)  # raises now, not after the last epoch, if a split is missing
-    with accel.main_process_first():  # one process decodes, the others read the cache
-        images = load_data_set.load(source, "train", progress=progress)
-        test = identify_test(source, images, progress=progress)
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
-    request = replace(request, recipe=_with_normalisation(request.recipe, images, earlier))
+    size = _image_size(request.recipe, earlier)
+    load_data_set.check(source, size=size)  # now, not after the last epoch
+    with accel.main_process_first():  # one process decodes, the others read the cache
+        images = load_data_set.load(source, "train", size=size, progress=progress)
+        test = identify_test(source, images, size=size, progress=progress)
+    request = replace(request, recipe=_with_images(request.recipe, images, earlier))
     with running(progress, "computing the fingerprint of the train split"):
         split = split_images(request.recipe, images)
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
@@ -219,11 +221,17 @@ def _prepare(
     return PreparedRun(request, split, teacher, state, test, notes)
 
 
-def _with_normalisation(recipe: Recipe, images: ImageSet, earlier: Recipe | None) -> Recipe:
-    """Return the recipe with the mean and std of the resumed run, or of the images for a new run.
+def _image_size(recipe: Recipe, earlier: Recipe | None) -> int | None:
+    """Return the size to which images are resized; None for a new run on images as they are."""
+    return recipe.data.size or (None if earlier is None else earlier.data.image_size)
+
+
+def _with_images(recipe: Recipe, images: ImageSet, earlier: Recipe | None) -> Recipe:
+    """Return the recipe with the size, mean and std of the resumed run, or of a new run's images.
 
     `earlier`: the recipe of the run that is resumed; None for a new run.
     """
+    recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
     if earlier is None:
         return normalisation.resolve(recipe, images)
     recipe = recipes.with_data_of(recipe, earlier)
@@ -405,7 +413,8 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     tested = dict[str, float]()
     if request.is_tested:
         with accel.main_process_first():
-            test = test_split(request.recipe.data.source, progress=progress)
+            data = request.recipe.data
+            test = test_split(data.source, size=data.image_size, progress=progress)
         check_test(test, ready.test)
         tested = final_test.measure_on_test(
             folder, net, ready.teacher, split.held_out, test, accel, progress=progress

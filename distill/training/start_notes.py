@@ -50,6 +50,8 @@ def start_notes(
 
     `teacher_top1`: the teacher's measured accuracy, 0..1; None without a teacher.
     """
+    if recipe.data.size is not None:
+        yield f"data.size: images of {recipe.data.size}x{recipe.data.size} pixels"
     yield from _normalisation_note(state, recipe)
     yield from _resolution_notes(state)
     yield from _paired_stages_notes(state, recipe)
@@ -198,7 +200,9 @@ def _recipe_notes(
     recipe: Recipe, split: TrainValSplit, teacher_top1: float | None
 ) -> Iterator[str]:
     """Yield notes on the recipe's data, teacher and loss terms."""
-    if recipe.data.source == "cifar10" and split.fingerprint not in load_data_set.GENUINE:
+    is_resized = recipe.data.size is not None
+    is_genuine = is_resized or split.fingerprint in load_data_set.GENUINE
+    if recipe.data.source == "cifar10" and not is_genuine:
         yield "these are not the published images: python cli.py data verify cifar10"
     if split.held_out is None:
         yield "data.holdout = 0: no epoch is selected, the last epoch's weights are saved"

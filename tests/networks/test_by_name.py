@@ -71,6 +71,24 @@ def test_description_matches_built_network(network: str, classes: int) -> None:
     assert described.taps == tuple(tap_points(net))
 
 
+@pytest.mark.parametrize("size", [16, 48, 64, 128])
+@pytest.mark.parametrize(
+    "network",
+    ["resnet20", "wrn-16-1", *(network_catalogue.FIXED.keys() - {"resnet101", "resnet152"})],
+)
+def test_macs_of_other_image_sizes(network: str, size: int) -> None:
+    described = describe(student(network), size=size)
+    assert described is not None
+    assert described.macs == cost.count_macs(on_meta(network, 10).eval(), size)
+
+
+def test_macs_of_odd_image_sizes() -> None:
+    described = describe(student("wrn-16-1"), size=50)
+    assert described is not None
+    assert described.macs == cost.count_macs(on_meta("wrn-16-1", 10).eval(), 50)
+    assert describe(student("vgg8"), size=50) is None  # not proportional to the pixels
+
+
 @pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *network_catalogue.FIXED])
 def test_taps_shrink_towards_the_logits(network: str) -> None:
     """Two images give logits and maps whose size never grows; `features` is what the head reads."""

@@ -35,7 +35,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.patch.setattr(time, "monotonic", lambda: self.now)
-        self.patch.setattr(measure_speed, "random_images", lambda n, n_classes: None)
+        self.patch.setattr(measure_speed, "random_images", lambda n, n_classes, side: None)
         self.patch.setattr(measure_speed, "measure", self.measure)
         self.patch.setattr(measure_speed, "is_on_cpu", lambda: True)
 

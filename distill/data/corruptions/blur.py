@@ -1,8 +1,8 @@
 """Blur corruptions: defocus, frosted glass, motion, zoom.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
-`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
-32] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, S,
+S] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
 distill/data/rng.py), and returns images that are not yet clipped to [0, 1].
 """
 
@@ -27,6 +27,7 @@ GLASS = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))  # smoothing in pi
 MOTION = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))  # radius, standard deviation, in pixels
 ZOOM = (1.06, 1.11, 1.16, 1.21, 1.26)  # the largest factor; factors begin at 1
 ZOOM_STEP = 0.01
+LARGEST_MATRIX = 32  # pixels; for larger images the matrix of the zoom blur takes too much memory
 
 
 def defocus_blur(images: Floats, severity: int, draw: Draw) -> Floats:
@@ -76,8 +77,13 @@ def motion_blur(images: Floats, severity: int, draw: Draw) -> Floats:
 
 def zoom_blur(images: Floats, severity: int, draw: Draw) -> Floats:
     """Return the mean of the image and of enlargements of its middle by increasing factors."""
-    flat = images.reshape(-1, images.shape[-2] * images.shape[-1])
-    return (flat @ zoom_mean(severity, images.shape[-1]).T).reshape(images.shape)
+    size = images.shape[-1]
+    if size > LARGEST_MATRIX:
+        zooms = [zoom.astype(np.float32) for zoom in _zooms(severity, size)]
+        total = images + sum(zoom @ images @ zoom.T for zoom in zooms)
+        return np.asarray(total / (len(zooms) + 1), np.float32)
+    flat = images.reshape(-1, size * size)
+    return (flat @ zoom_mean(severity, size).T).reshape(images.shape)
 
 
 @cache
@@ -86,8 +92,13 @@ def zoom_mean(severity: int, size: int) -> Floats:
 
     It takes 4 MB for 32x32 pixels.
     """
-    factors = np.arange(1, ZOOM[severity - 1], ZOOM_STEP)  # numpy's rounding may include the end
-    zooms = (magnifier(size, factor) for factor in factors)
+    zooms = _zooms(severity, size)
     total = np.eye(size * size) + sum(np.kron(zoom, zoom) for zoom in zooms)
-    mean: Floats = (total / (len(factors) + 1)).astype(np.float32)
+    mean: Floats = (total / (len(zooms) + 1)).astype(np.float32)
     return mean
+
+
+def _zooms(severity: int, size: int) -> list[Floats]:
+    """Return the matrices [size, size] that enlarge the middle of an image along one axis."""
+    factors = np.arange(1, ZOOM[severity - 1], ZOOM_STEP)  # numpy's rounding may include the end
+    return [magnifier(size, factor) for factor in factors]

@@ -46,7 +46,7 @@ CHUNK = 250  # images at once: 3 MB as float32, which fits in the processor's ca
 def corrupt(
     images: Pixels, name: str, severity: int, *, samples: NDArray[np.int64], seed: int = 0
 ) -> Pixels:
-    """Apply the corruption `name` at a severity 1..5 to images uint8 [N, 3, 32, 32].
+    """Apply the corruption `name` at a severity 1..5 to images uint8 [N, 3, S, S].
 
     `samples`: int64 [N], each image's number in the data set. The result for an image depends only
     on its pixels, its number, the seed, the corruption and the severity, not on the other images.

@@ -1,8 +1,8 @@
 """Weather corruptions: snow, fog, brightness.
 
 Hendrycks & Dietterich, ICLR 2019, arXiv 1903.12261; the constants are those of CIFAR-10-C,
-`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, 32,
-32] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
+`make_cifar_c.py` in github.com/hendrycks/robustness. Each function takes images float32 [N, 3, S,
+S] in [0, 1], a severity 1..5 and `draw`, the source of its random numbers (raw 64-bit words, see
 distill/data/rng.py), and returns images that are not yet clipped to [0, 1]. The paper's frost is
 left out: it needs photographs.
 """

@@ -1,10 +1,13 @@
-"""Read class folders: `train/<class>/*` and `test/<class>/*`, 32x32 png, jpg or webp.
+"""Read class folders: `train/<class>/*` and `test/<class>/*`, square png, jpg or webp.
 
-A label is the position of a class folder among the sorted folder names. Decoded images are cached;
-the key of the cache is a digest of the relative paths and bytes of all files.
+A label is the position of a class folder among the sorted folder names. The images have one size,
+which is that of the data set, or they are resized. Decoded images are cached; the key of the cache
+is a digest of the relative paths and bytes of all files, and of the size if any was resized.
 """
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,16 +19,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distill.data import array_cache
-from distill.data.image_set import CHANNELS, SIDE, ImageSet, Progress, Split, fault_of_names
+from distill.data.image_set import (
+    CHANNELS,
+    LARGEST_SIDE,
+    LEAST_SIDE,
+    ImageSet,
+    Progress,
+    Split,
+    check_memory,
+    fault_of_names,
+)
 from distill.data.sources import pictures
 from distill.data.sources.pictures import MODES, SUFFIXES
 from distill.errors import data_error
+from distill.format import counted
 
+WRONG_SIZE = re.compile(r": \d+x\d+ pixels, not (\d+)x\1$")  # a fault of `pictures.decode`
 SPLITS: tuple[Split, ...] = ("train", "test")
 REPORT_EVERY = 500  # images between two calls of the progress callback
 ADVICE = (
-    f"Lay the images out as train/<class>/* and test/<class>/*, {SIDE}x{SIDE} RGB, "
-    f"as {', '.join(SUFFIXES)}."
+    "Lay the images out as train/<class>/* and test/<class>/*, RGB, square and of one size from "
+    f"{LEAST_SIDE} to {LARGEST_SIDE} pixels, as {', '.join(SUFFIXES)}."
 )
 
 
@@ -48,25 +62,37 @@ def find(folder: Path) -> ClassFolders | None:
     return ClassFolders(folder) if any((folder / split).is_dir() for split in SPLITS) else None
 
 
-def check(folders: ClassFolders) -> None:
+def check(folders: ClassFolders, size: int | None = None) -> None:
     """Raise UserError unless both splits have the same classes and their first images are usable.
 
-    Decodes one image per class and split.
+    `size`: as in `load`; without it these images must have one size. Decodes one image per class
+    and split.
     """
     faults = _class_faults(folders, SPLITS)
+    first = list[Path]()
     for split in SPLITS:
         listing = _listing(folders, split)
         faults += listing.faults
-        faults += _decoding_faults(folders, [files[0] for files in listing.files if files])
+        first += [files[0] for files in listing.files if files]
+    if not faults:
+        side = _one_side(folders, first) if size is None else size
+        faults += _decoding_faults(folders, first, side, is_exact=size is None)
     if faults:
-        raise data_error(str(folders.path), faults, ADVICE)
+        raise data_error(str(folders.path), faults, _advice(faults))
 
 
-def load(folders: ClassFolders, split: Split, progress: Progress | None = None) -> ImageSet:
+def load(
+    folders: ClassFolders,
+    split: Split,
+    progress: Progress | None = None,
+    size: int | None = None,
+) -> ImageSet:
     """Load a split's images, sorted by class and file name.
 
-    Raises UserError, naming up to ten faults, if a file cannot be used, or if a class is empty or
-    exists in only one of the two splits.
+    `size`: height and width in pixels, to which images of other sizes are resized; None if they
+    have one size already. Raises UserError, naming up to ten faults, if a file cannot be used, if
+    the images differ in size, or would not fit into memory, or if a class is empty or exists in
+    only one of the two splits.
     """
     listing = _listing(folders, split)
     present: list[Split] = [s for s in SPLITS if s == split or (folders.path / s).is_dir()]
@@ -74,17 +100,81 @@ def load(folders: ClassFolders, split: Split, progress: Progress | None = None) 
     if faults:
         raise data_error(str(folders.path), faults, ADVICE)
     paths = [path for files in listing.files for path in files]
-    key = (
-        f"decoded/{_key(folders, paths, _ProgressReport(f'reading {split}', len(paths), progress))}"
-    )
-    images = array_cache.load_verified(key, (len(paths), CHANNELS, SIDE, SIDE), np.uint8)
+    side = _first_side(paths) if size is None else size
+    check_memory(f"{folders.path}/{split}", len(paths), side)
+    key = _key(folders, paths, _ProgressReport(f"reading {split}", len(paths), progress))
+    images = _cached(key, len(paths), side, may_be_resized=size is not None)
     if images is None:
+        if size is None:
+            side = _one_side(folders, paths)
         report = _ProgressReport(f"decoding {split}", len(paths), progress)
-        images, decoded_key = _decode(folders, paths, report)
-        array_cache.save_verified(f"decoded/{decoded_key}", images)
+        images, decoded_key, is_resized = _decode(
+            folders, paths, side, report, is_exact=size is None
+        )
+        name = _resized_key(decoded_key, side) if is_resized else decoded_key
+        array_cache.save_verified(f"decoded/{name}", images)
     counts = [len(files) for files in listing.files]
     labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return ImageSet(images, labels, listing.class_names)
+
+
+def _cached(key: str, n: int, side: int, *, may_be_resized: bool) -> NDArray[np.uint8] | None:
+    """Return the cached images of `side` x `side` pixels; None if there are none.
+
+    `key`: the digest of their files. Under it alone are images none of which was resized.
+    """
+    keys = [key, _resized_key(key, side)] if may_be_resized else [key]
+    shape = (n, CHANNELS, side, side)
+    found = (array_cache.load_verified(f"decoded/{each}", shape, np.uint8) for each in keys)
+    return next((images for images in found if images is not None), None)
+
+
+def _resized_key(key: str, side: int) -> str:
+    return f"{key}-{side}"
+
+
+def _first_side(paths: Sequence[Path]) -> int:
+    """Return the width of the first image, if it is in the allowed range; else the nearest one."""
+    sizes = (pictures.size_of(_content_or_nothing(path)) for path in paths)
+    width = next((size[0] for size in sizes if size is not None), LEAST_SIDE)
+    return min(max(width, LEAST_SIDE), LARGEST_SIDE)
+
+
+def _one_side(folders: ClassFolders, paths: Sequence[Path]) -> int:
+    """Return the height and width, in pixels, of most images; the decoder refuses the others.
+
+    Only headers are read. Raises UserError, naming each size and a file of it, if most images are
+    not square or out of range.
+    """
+    files, first = Counter[tuple[int, int]](), dict[tuple[int, int], str]()
+    for path in paths:
+        size = pictures.size_of(_content_or_nothing(path))
+        if size is not None:
+            files[size] += 1
+            first.setdefault(size, _relative_name(folders, path))
+    common = files.most_common()
+    if not common:  # the decoder says why
+        return LEAST_SIDE
+    (width, height), _ = common[0]
+    if width == height and LEAST_SIDE <= width <= LARGEST_SIDE:
+        return width
+    faults = [
+        f"{counted(n, 'image')} of {wide}x{high} pixels, such as {first[wide, high]}"
+        for (wide, high), n in common
+    ]
+    side = min(max(min(width, height), LEAST_SIDE), LARGEST_SIDE)
+    raise data_error(str(folders.path), faults, f"{ADVICE}\n{_resize_advice(side)}")
+
+
+def _resize_advice(side: int) -> str:
+    return f"Or type --set data.size={side} to resize all images, without cropping."
+
+
+def _content_or_nothing(path: Path) -> bytes:
+    try:
+        return pictures.content(path)
+    except ValueError:
+        return b""
 
 
 @dataclass(frozen=True)
@@ -187,20 +277,28 @@ def _key(folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport) 
 
 
 def _decode(
-    folders: ClassFolders, paths: Sequence[Path], report: _ProgressReport
-) -> tuple[NDArray[np.uint8], str]:
-    """Decode all files; return their images and the digest of the decoded bytes.
+    folders: ClassFolders,
+    paths: Sequence[Path],
+    side: int,
+    report: _ProgressReport,
+    *,
+    is_exact: bool,
+) -> tuple[NDArray[np.uint8], str, bool]:
+    """Decode all files to `side` x `side` pixels; with `is_exact` other sizes are faults.
 
-    The digest is computed again because a file may have changed since `_key` read it.
+    Returns their images, the digest of the decoded bytes, and whether any was resized. The digest
+    is computed again because a file may have changed since `_key` read it.
     """
-    images, digest = np.empty((len(paths), CHANNELS, SIDE, SIDE), dtype=np.uint8), _Digest()
+    images, digest = np.empty((len(paths), CHANNELS, side, side), dtype=np.uint8), _Digest()
+    sizes = set[tuple[int, int] | None]()
 
     def decode(i: int, name: str, content: bytes) -> None:
         digest.add(name, content)
-        images[i] = _picture(content)
+        sizes.add(pictures.size_of(content))
+        images[i] = _picture(content, side, is_exact)
 
     _for_each_file(folders, report.over(paths), decode)
-    return images, str(digest)
+    return images, str(digest), sizes != {(side, side)}
 
 
 def _for_each_file(
@@ -220,22 +318,34 @@ def _for_each_file(
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
-        raise data_error(str(folders.path), faults, ADVICE)
+        raise data_error(str(folders.path), faults, _advice(faults))
 
 
-def _decoding_faults(folders: ClassFolders, paths: Sequence[Path]) -> list[str]:
+def _advice(faults: Sequence[str]) -> str:
+    """Return what to do about faulty files; images may also be resized if sizes are faults."""
+    sides = [found[1] for fault in faults if (found := WRONG_SIZE.search(fault))]
+    return f"{ADVICE}\n{_resize_advice(int(sides[0]))}" if sides else ADVICE
+
+
+def _decoding_faults(
+    folders: ClassFolders, paths: Sequence[Path], side: int, *, is_exact: bool
+) -> list[str]:
     faults = []
     for path in paths:
         try:
-            _picture(pictures.content(path))
+            _picture(pictures.content(path), side, is_exact)
         except ValueError as error:
             faults.append(f"{_relative_name(folders, path)}: {error}")
     return faults
 
 
-def _picture(content: bytes) -> NDArray[np.uint8]:
-    """Decode a file's bytes to uint8 [3, 32, 32]; raise ValueError if they cannot be used."""
-    return np.asarray(pictures.decode(content, _rgb, SIDE)).transpose(2, 0, 1)
+def _picture(content: bytes, side: int, is_exact: bool) -> NDArray[np.uint8]:
+    """Decode a file's bytes to uint8 [3, side, side]; raise ValueError if they cannot be used.
+
+    `is_exact`: whether an image of another size cannot be used; otherwise it is resized.
+    """
+    image = pictures.decode(content, _rgb, side if is_exact else None)
+    return pictures.planes(image, side)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -47,7 +47,7 @@ NAMED = 80  # characters of a name in a message
 class Unlabelled:
     """Images and their ids, in the order of the file."""
 
-    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
+    images: NDArray[np.uint8]  # [N, 3, S, S], RGB
     ids: tuple[str, ...]  # unique
     notes: tuple[str, ...] = ()  # changes to images, and ignored files
 
@@ -59,8 +59,8 @@ class Unlabelled:
         return digest.hexdigest()
 
 
-def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
-    """Load all images at `path`, resized to 32x32.
+def load(path: Path, side: int = SIDE, *, progress: Progress | None = None) -> Unlabelled:
+    """Load all images at `path`, resized to `side` x `side` pixels.
 
     `progress` is called while pictures are decoded. Raises UserError, naming up to ten faults, if
     any image cannot be used or an id occurs twice.
@@ -68,21 +68,21 @@ def load(path: Path, *, progress: Progress | None = None) -> Unlabelled:
     if not path.exists():
         raise UserError(f"input {path} does not exist.\n{ADVICE}")
     is_picture = path.is_dir() or path.suffix.lower() in pictures.SUFFIXES
-    found = pictures.read(path, progress) if is_picture else _from_arrays(path)
+    found = pictures.read(path, side, progress) if is_picture else _from_arrays(path, side)
     faults = [*found.faults, *_repeated_ids(found.ids)]
     if faults:
         raise data_error(str(path), faults, ADVICE)
     return Unlabelled(found.images, found.ids, tuple(found.notes))
 
 
-def _from_arrays(path: Path) -> DecodedPictures:
+def _from_arrays(path: Path, side: int) -> DecodedPictures:
     notes: list[str] = []
-    nothing = np.empty((0, CHANNELS, SIDE, SIDE), np.uint8)
+    nothing = np.empty((0, CHANNELS, side, side), np.uint8)
     try:
         with _open_arrays(path) as arrays:
             planes = _planes(_image_array(arrays), notes)
             ids = _ids(arrays, len(planes), notes)
-        return DecodedPictures(_resize(planes, notes), ids, notes, [])
+        return DecodedPictures(_resize(planes, side, notes), ids, notes, [])
     except MemoryError:
         return DecodedPictures(nothing, (), notes, ["its images do not fit into memory"])
     except (InvalidArray, OSError) as error:
@@ -156,23 +156,23 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
     raise ValueError(f"the images have the shape {list(array.shape)}, not {layouts}")
 
 
-def _resize(planes: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
-    """Resize images to [N, 3, 32, 32]. Raises ValueError if the result would be too large."""
+def _resize(planes: NDArray[np.uint8], side: int, notes: list[str]) -> NDArray[np.uint8]:
+    """Resize images to [N, 3, side, side]. Raises ValueError if the result would be too large."""
     height, width = planes.shape[2:]
-    if (height, width) == (SIDE, SIDE):
+    if (height, width) == (side, side):
         return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
-    n_bytes = len(planes) * IMAGE_BYTES
+    n_bytes = len(planes) * CHANNELS * side**2
     if n_bytes > max(
         LARGEST_RESIZED, planes.nbytes
     ):  # only images that are enlarged can exceed this
         raise ValueError(
             f"{counted(len(planes), 'image')} of {width}x{height} pixels become {n_bytes:,} bytes "
-            f"at {SIDE}x{SIDE}; at most {LARGEST_RESIZED:,} are allowed. Split the file"
+            f"at {side}x{side}; at most {LARGEST_RESIZED:,} are allowed. Split the file"
         )
-    notes += pictures.resized_notes(Counter({(width, height): len(planes)}))
-    resized = np.empty((len(planes), CHANNELS, SIDE, SIDE), np.uint8)
+    notes += pictures.resized_notes(Counter({(width, height): len(planes)}), side)
+    resized = np.empty((len(planes), CHANNELS, side, side), np.uint8)
     for i, image in enumerate(planes):
-        resized[i] = pictures.resize(image.transpose(1, 2, 0))
+        resized[i] = pictures.resize(image.transpose(1, 2, 0), side)
     return resized
 
 

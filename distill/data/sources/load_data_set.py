@@ -12,9 +12,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.data.array_cache import cache_folder
-from distill.data.image_set import ImageSet, Progress, Split, count_shared_images, subset
-from distill.data.sources import cifar, class_folders, synthetic
+from distill.data.image_set import (
+    CHANNELS,
+    ImageSet,
+    Progress,
+    Split,
+    check_memory,
+    count_shared_images,
+    subset,
+)
+from distill.data.sources import cifar, class_folders, pictures, synthetic
 from distill.data.sources.cifar import Batches, Layout
 from distill.data.sources.class_folders import ClassFolders
 from distill.data.task_progress import running
@@ -24,6 +34,7 @@ from distill.errors import UserError
 __all__ = ["ImageSet", "Progress", "Split", "count_shared_images", "subset"]
 
 SYNTHETIC = "synthetic"
+RESIZED_AT_ONCE = 1000  # images between two calls of the progress callback
 LONGEST = 200  # characters of a source that a message shows
 SPLITS: tuple[Split, ...] = ("train", "test")
 NAMED: dict[str, Layout] = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
@@ -39,29 +50,50 @@ CIFAR10_CLASSES = (
 CLASSES = dict.fromkeys(GENUINE.values(), CIFAR10_CLASSES)  # class names of each published split
 
 
-def load(source: str, split: Split, *, progress: Progress | None = None) -> ImageSet:
+def load(
+    source: str, split: Split, *, size: int | None = None, progress: Progress | None = None
+) -> ImageSet:
     """Load all images of a split into memory.
 
-    `progress` is called when reading begins and ends, and while images of class folders are
-    decoded. Raises UserError if the source is
-    unknown or missing, or, naming the faulty files, if files of the split are faulty.
+    `size`: height and width in pixels, to which all images are resized; None for those that they
+    have. `progress` is called when reading begins and ends, while images of class folders are
+    decoded, and while images are resized. Raises UserError if the source is unknown or missing, if
+    its images do not fit into memory, or, naming them, if files of the split are faulty.
     """
     with running(progress, f"reading the {split} split"):
         if source == SYNTHETIC:
-            return synthetic.draw(split)
+            return _resized(synthetic.draw(split), split, size, progress)
         location = _locate(source)
         if isinstance(location, Batches):
-            return cifar.load(location, split)
-        images = class_folders.load(location, split, progress)
+            return _resized(cifar.load(location, split), split, size, progress)
+        images = class_folders.load(location, split, progress, size)
     if source in NAMED:  # stored as class folders
         return replace(images, normalised_as=NAMED[source].normalised_as)
     return images
 
 
-def check(source: str) -> None:
+def _resized(
+    images: ImageSet, split: Split, size: int | None, progress: Progress | None
+) -> ImageSet:
+    """Return images of `size` x `size` pixels; unchanged if they have this size, or it is None."""
+    n = len(images.labels)
+    if size in (None, images.size):
+        return images
+    assert size is not None
+    check_memory(split, n, size)
+    pixels = np.empty((n, CHANNELS, size, size), np.uint8)
+    for i, image in enumerate(images.images):
+        pixels[i] = pictures.resize(image.transpose(1, 2, 0), size)
+        if progress and ((i + 1) % RESIZED_AT_ONCE == 0 or i + 1 == n):
+            progress(f"resizing {split}", i + 1, n)
+    return replace(images, images=pixels)
+
+
+def check(source: str, *, size: int | None = None) -> None:
     """Raise UserError unless both splits exist and have a plausible size.
 
-    Decodes at most one image per class and split.
+    `size`: as in `load`; without it the images must have one size. Decodes at most one image per
+    class and split.
     """
     if source == SYNTHETIC:
         return
@@ -69,7 +101,7 @@ def check(source: str) -> None:
     if isinstance(location, Batches):
         cifar.check(location)
     else:
-        class_folders.check(location)
+        class_folders.check(location, size)
 
 
 def describe(images: ImageSet) -> str | None:
@@ -110,6 +142,7 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
         with running(progress, "comparing test with training images"):
             facts["test_images_in_train"] = count_shared_images(splits["test"], splits["train"])
     class_names = next(iter(splits.values())).class_names
+    facts["image_size"] = next(iter(splits.values())).size
     facts |= {"classes": len(class_names), "class_names": list(class_names)}
     facts["genuine"] = _published_name(splits)
     facts["is_genuine"] = len(splits) == len(SPLITS) and all(

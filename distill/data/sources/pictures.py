@@ -1,9 +1,9 @@
 """Decode picture files of any size to upright, resized RGB images.
 
-Class folders (`class_folders.py`) use `decode` too, so that the pixels of a file are the same in
-training and in prediction. Class folders accept only images of the right size and colour mode,
-since training images should not depend on resizing or colour conversion. In prediction any
-photograph is accepted, and every change is reported in a note.
+Class folders (`class_folders.py`) use `decode` and `planes` too, so that the pixels of a file are
+the same in training and in prediction. Class folders accept only the usual colour modes, and images
+of other sizes only if `data.size` requests that they are resized. In prediction any photograph is
+accepted, and every change is reported in a note.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from distill.data.image_set import CHANNELS, SIDE, Progress
+from distill.data.image_set import CHANNELS, Progress
 from distill.files.regular_file import content_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,29 +37,29 @@ class DecodedPictures:
     Notes and faults have one line each. The image of a faulty file is black.
     """
 
-    images: NDArray[np.uint8]  # [N, 3, 32, 32], RGB
+    images: NDArray[np.uint8]  # [N, 3, S, S], RGB
     ids: tuple[str, ...]
     notes: list[str]
     faults: list[str]
 
 
-def read(path: Path, progress: Progress | None = None) -> DecodedPictures:
-    """Read one picture, or all pictures directly in a folder.
+def read(path: Path, side: int, progress: Progress | None = None) -> DecodedPictures:
+    """Read one picture, or all pictures directly in a folder, as `side` x `side` pixels.
 
     An id is a file name without its suffix. A folder's pictures are sorted by number if all ids are
     numbers (1.png … 10.png), otherwise by name.
     """
     files, notes, faults = _list_pictures(path) if path.is_dir() else ([path], [], [])
-    images = np.zeros((len(files), CHANNELS, SIDE, SIDE), np.uint8)
+    images = np.zeros((len(files), CHANNELS, side, side), np.uint8)
     changes = _Changes(Counter(), Counter())
     for i, file in enumerate(files):
         try:
-            images[i] = _picture(file, changes)
+            images[i] = _picture(file, side, changes)
         except ValueError as error:
             faults.append(f"{file.name}: {error}")
         if progress:
             progress("reading", i + 1, len(files))
-    notes += [*resized_notes(changes.sizes), *changes.notes()]
+    notes += [*resized_notes(changes.sizes, side), *changes.notes()]
     return DecodedPictures(images, tuple(file.stem for file in files), notes, faults)
 
 
@@ -107,15 +107,24 @@ class UnusablePicture(ValueError):
     """The picture can be read but not used, for instance because of its size."""
 
 
-def resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Resize a picture uint8 [H, W, 3] to [3, 32, 32].
+def size_of(content: bytes) -> tuple[int, int] | None:
+    """Return width and height of a picture file from its header; None if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.size
+    except Exception:  # `decode` says why
+        return None
+
+
+def resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Resize a picture uint8 [H, W, 3] to [3, side, side].
 
     It is not cropped: a picture that is not square is squeezed.
     """
-    return _planes(Image.fromarray(np.ascontiguousarray(image)))
+    return planes(Image.fromarray(np.ascontiguousarray(image)), side)
 
 
-def resized_notes(sizes: Counter[tuple[int, int]]) -> list[str]:
+def resized_notes(sizes: Counter[tuple[int, int]], side: int) -> list[str]:
     """Return a note on resized pictures, as a list; an empty list if there are none.
 
     `sizes`: the number of pictures of each original (width, height).
@@ -127,14 +136,14 @@ def resized_notes(sizes: Counter[tuple[int, int]]) -> list[str]:
     squeezed = sum(k for (width, height), k in sizes.items() if width != height)
     shape = f"; {squeezed:,} not square and squeezed" if squeezed else ""
     return [
-        f"{_images(sizes.total())} resized to {SIDE}x{SIDE} from {', '.join(common)}{more} "
+        f"{_images(sizes.total())} resized to {side}x{side} from {', '.join(common)}{more} "
         f"(Pillow's {FILTER.name.lower()}){shape}"
     ]
 
 
 @dataclass(frozen=True)
 class _Changes:
-    """Counts of pictures that were not 32x32 RGB, by size and by kind of colours."""
+    """Counts of pictures of another size or colour mode, by size and by kind of colours."""
 
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
@@ -176,15 +185,15 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _picture(path: Path, changes: _Changes) -> NDArray[np.uint8]:
-    """Decode a file to uint8 [3, 32, 32] and count it in `changes` if it had to be changed.
+def _picture(path: Path, side: int, changes: _Changes) -> NDArray[np.uint8]:
+    """Decode a file to uint8 [3, side, side] and count it in `changes` if it had to be changed.
 
     Raises ValueError if it cannot be used.
     """
     upright = decode(content(path), lambda image: _rgb(image, changes))
-    if upright.size != (SIDE, SIDE):
+    if upright.size != (side, side):
         changes.sizes[upright.size] += 1
-    return _planes(upright)
+    return planes(upright, side)
 
 
 def _rgb(image: Image.Image, changes: _Changes) -> Image.Image:
@@ -200,7 +209,8 @@ def _rgb(image: Image.Image, changes: _Changes) -> Image.Image:
     return image.convert("RGB")
 
 
-def _planes(image: Image.Image) -> NDArray[np.uint8]:
-    if image.size != (SIDE, SIDE):
-        image = image.resize((SIDE, SIDE), FILTER)
+def planes(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """Return a picture as uint8 [3, side, side], resized if it has another size."""
+    if image.size != (side, side):
+        image = image.resize((side, side), FILTER)
     return np.asarray(image).transpose(2, 0, 1)

@@ -241,3 +241,24 @@ def test_pixelate_and_jpeg_are_pillow_s(severity: int, images: np.ndarray) -> No
         file = BytesIO()
         image.save(file, "JPEG", quality=quality)
         assert np.array_equal(coded[n].transpose(1, 2, 0), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_other_image_sizes_are_corrupted(name: str, size: int) -> None:
+    whole = load_data_set.load("synthetic", "test", size=size).images[:8]
+    found = corrupt(whole, name, 3, samples=SAMPLES[:8])
+    assert (found.shape, found.dtype) == (whole.shape, np.uint8)
+    assert 0 < np.abs(found.astype(int) - whole).mean() < 128
+
+
+@pytest.mark.parametrize("severity", [1, 5])
+def test_zoom_of_larger_images_is_the_same(
+    severity: int, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = images.astype(np.float32) / 255
+    by_matrix = blur.zoom_blur(given, severity, lambda n: np.zeros((N, n)))
+    monkeypatch.setattr(blur, "LARGEST_MATRIX", 16)
+    by_axis = blur.zoom_blur(given, severity, lambda n: np.zeros((N, n)))
+    assert by_axis.dtype == by_matrix.dtype
+    np.testing.assert_allclose(by_axis, by_matrix, atol=1e-6)

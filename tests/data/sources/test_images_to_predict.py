@@ -249,7 +249,7 @@ def test_small_images_are_bounded_before_resizing(
 
 
 def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise MemoryError
 
     np.savez(tmp_path / "a.npz", data=np.zeros((2, 1, 1, 3), np.uint8))
