@@ -117,6 +117,8 @@ def confusion(counts: Counts, names: Sequence[str]) -> Figure:
     if n <= MANY_CLASSES:
         axes.set_xticks(range(n), [short_name(name) for name in names], rotation=90)
         axes.set_yticks(range(n), [short_name(name) for name in names])
+    else:
+        axes.set(xticks=(), yticks=())
     return figure
 
 
@@ -157,7 +159,7 @@ def by_class(
         capsize=1.5,
     )
     if others is not None:
-        axes.plot(others[order], places, "D", color=RED, markersize=3, label=other)
+        axes.plot(others[order], places, "D", color=RED, ms=3, label=other, clip_on=False)
     axes.set_yticks(places, [short_name(names[k]) for k in order])
     axes.set(xlim=(0, 1), ylim=(-0.6, places[-1] + 0.6))
     axes.grid(axis="y", visible=False)

@@ -211,8 +211,8 @@ def _confusion(counts: Counts, names: tuple[str, ...]) -> FigureBlock:
         order = order_by_confusion(counts)
         counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
         caption += (
-            " Classes that are confused with each other are neighbours; the pointer on a cell "
-            "shows its classes. The table has the most frequent ones."
+            " Classes that are confused with each other are neighbours. The pointer on a cell "
+            "shows its classes; the table below has the pairs that are confused most often."
         )
     n = counts.sum(axis=1)
     titles = [

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from distill.report import comparison, page, run_report, sweep_page
+from tests.report.test_many_classes import hundred_classes
 from tests.report.test_run_report import LAYERS
 from tests.report.test_sweep_page import CROWD, CROWDED, SUMMARY
 from tests.runs.records import SCRIPT, hostile, record
@@ -97,6 +98,24 @@ def test_figures_take_the_colours_of_the_page(
         shown.close()
     light, dark = (np.array([int(n) for n in ink[4:-1].split(",")]).mean() for ink in inks)
     assert light < 60 and dark > 200
+
+
+def test_pointer_on_a_cell_names_its_classes(browser: "playwright.Browser", tmp_path: Path) -> None:
+    made = run_report.page(hundred_classes(), LAYERS)
+    (tmp_path / "many.html").write_text(page.html(made))
+    shown = browser.new_page(viewport={"width": 390, "height": 900})
+    shown.goto((tmp_path / "many.html").as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+    cell = shown.locator("g[pointer-events=all] path").first
+    cell.scroll_into_view_if_needed()
+    at_its_centre = """cell => {
+        const box = cell.getBoundingClientRect();
+        const x = box.x + box.width / 2, y = box.y + box.height / 2;
+        return document.elementFromPoint(x, y).textContent;
+    }"""
+    assert cell.evaluate(at_its_centre) == cell.text_content()
+    assert "predicted as" in (cell.text_content() or "")
+    shown.close()
 
 
 def test_a_sweep_of_many_keys_fits_on_paper(browser: "playwright.Browser", tmp_path: Path) -> None:
