@@ -21,7 +21,14 @@ from distill.cli.options import (
     complete_recipe,
     numbers,
 )
-from distill.cli.standard_streams import echo, echo_json, print_facts, stdout
+from distill.cli.standard_streams import (
+    echo,
+    echo_json,
+    loading_libraries,
+    print_facts,
+    stderr,
+    stdout,
+)
 from distill.errors import Failure, UserError
 from distill.format import counted
 
@@ -63,9 +70,12 @@ def plan(
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
         raise UserError("plan measures one process; type it without accelerate launch or torchrun.")
-    from distill.time_plan.time_plan import plan as make_plan
+    with loading_libraries():
+        from distill.time_plan.time_plan import plan as make_plan
+    from distill.terminal.progress import ProgressDisplay
 
-    plan_ = make_plan(minutes, rules, data, began_at)
+    with ProgressDisplay(stderr()) as display:
+        plan_ = make_plan(minutes, rules, data, began_at, progress=display.progress)
     if as_json:
         echo_json(plan_)
     else:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.options import DataOption, JsonOption, LabelStyle, RunArgument
-from distill.cli.standard_streams import echo, echo_json, is_main, print_facts, stderr, stdout
+from distill.cli.standard_streams import (
+    echo,
+    echo_json,
+    is_main,
+    loading_libraries,
+    print_facts,
+    stderr,
+    stdout,
+)
 from distill.errors import Failure, UserError
 from distill.format import counted
 
@@ -73,10 +81,11 @@ def evaluate(
             f"--robustness-images {robustness_images} is the number of images for --robustness, "
             "which was not requested; type --robustness with it."
         )
-    from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
+    with loading_libraries():
+        from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
+        from distill.training.run import process_group
     from distill.terminal.evaluation_tables import evaluation_tables
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.run import process_group
 
     mirror = mirror or views == 2
     options = EvalOptions(data, against, mirror, latency, robustness, robustness_images, views == 6)
@@ -116,10 +125,11 @@ def predict(
     from distill.runs import run_folder
 
     folder = run_folder.open_finished(run)  # before torch is imported, which takes seconds
-    from distill.export import predictions_csv
+    with loading_libraries():
+        from distill.export import predictions_csv
+        from distill.training.run import process_group
     from distill.terminal.progress import ProgressDisplay
     from distill.terminal.recipe_and_cache_tables import class_counts
-    from distill.training.run import process_group
 
     predictions_csv.check_out(out, source)
     with process_group(), ProgressDisplay(stderr()) as display:
@@ -205,8 +215,9 @@ def export(
     if not is_main():  # only the first process writes
         return
     folder = run_folder.open_finished(run)
-    from distill.export.export import export as export_run
-    from distill.export.export import failure_message, report_lines
+    with loading_libraries():
+        from distill.export.export import export as export_run
+        from distill.export.export import failure_message, report_lines
     from distill.terminal.progress import ProgressDisplay
 
     with ProgressDisplay(stderr()) as display:
@@ -225,9 +236,10 @@ def replay(
     from distill.runs import run_folder
 
     folder = run_folder.open_run(run)
+    with loading_libraries():
+        from distill.training.reproduce_step import repeat_step as replay_step
+        from distill.training.run import process_group
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.reproduce_step import repeat_step as replay_step
-    from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:
         facts = replay_step(folder, step, progress=display.progress)
@@ -315,9 +327,10 @@ def _write_notebook(folder: "RunFolder", page: Path, curves: Mapping[Path, "Test
 
 def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
     """Measure each run's saved epochs on training and test images; keys are run folders."""
-    from distill.evaluation.test_curve import measure_epochs
+    with loading_libraries():
+        from distill.evaluation.test_curve import measure_epochs
+        from distill.training.run import process_group
     from distill.terminal.progress import ProgressDisplay
-    from distill.training.run import process_group
 
     with process_group(), ProgressDisplay(stderr()) as display:
         return {run.path: measure_epochs(run, progress=display.progress) for run in folders}

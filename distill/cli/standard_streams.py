@@ -56,6 +56,19 @@ def stdout() -> "Console":
     return LiteralConsole()
 
 
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Show on a terminal, while inside this context, that libraries are being imported.
+
+    PyTorch and what needs it take seconds.
+    """
+    from distill.terminal.progress import ProgressDisplay
+
+    with ProgressDisplay(stderr()) as display:
+        display.progress("loading PyTorch", 0, 0)
+        yield
+
+
 def print_facts(values: dict[str, Any], as_json: bool) -> None:
     """Print names and values, one per line, or as JSON."""
     from distill.terminal.recipe_and_cache_tables import fact_lines

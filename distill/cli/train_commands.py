@@ -13,6 +13,7 @@ import typer
 from distill.cli.standard_streams import (
     echo,
     is_main,
+    loading_libraries,
     print_from_any_process,
     print_lost_process,
     quiet_on_error,
@@ -136,7 +137,8 @@ def finish(
         stop.handle_signals(),
         explain_interruption(folder, resume_hint),
     ):  # before the imports, which take seconds
-        from distill.training.run import TrainingRequest
+        with loading_libraries():
+            from distill.training.run import TrainingRequest
 
         replaced = resolved.replaced.get(role)
         notes = (*(() if replaced is None else (replaced,)), *resolved.idle)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill.data.image_set import SIDE, ImageSet
+from distill.data.image_set import SIDE, ImageSet, Progress
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.recipe import recipes
@@ -106,7 +106,8 @@ class Machine:
             or default.overrides == training.overrides
         ):
             return training
-        default_s = self._time(default, teacher, costs, noted_s)
+        noted = self.speeds[step_key(training, teacher)]
+        default_s = self._time(default, teacher, costs, noted.first_s)
         return default if default_s is not None and default_s < noted_s else training
 
     def _time(
@@ -119,7 +120,7 @@ class Machine:
         """Return the seconds per image of the fastest step, which is timed unless it was before.
 
         None if no time is left or the number of images is unknown. `rival_s`: seconds per image of
-        the alternative; timing ends early if an image takes much longer.
+        the alternative's first timed step; timing ends early if this one's is much longer.
         """
         key = step_key(training, teacher)
         if key not in self.speeds:
@@ -175,14 +176,21 @@ class Machine:
         return TimeRange(flop / middle, flop / fast, flop / slow, 0)
 
 
-def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -> dict[str, Any]:
+def plan(
+    minutes: float,
+    rules: str | None,
+    data: str | None,
+    began_at: float,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Return the recipes that fit into `minutes`, best first, and those that do not.
 
     `rules`: the name of a course's rules, which the students must follow. `data`: the data source,
     or None for the recipes'. `began_at`: start of the program (time.monotonic), from which the time
-    for measuring counts. In the result, times are in minutes, each with a range `low` to `high`;
-    `accuracy` is the percentage on CIFAR-10's test split. Raises UserError for unknown rules or
-    images.
+    for measuring counts. `progress`: called with the recipe that is timed. In the result, times are
+    in minutes, each with a range `low` to `high`; `accuracy` is the percentage on CIFAR-10's test
+    split. Raises UserError for unknown rules or images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes, size = _size(data)
@@ -190,7 +198,13 @@ def plan(minutes: float, rules: str | None, data: str | None, began_at: float) -
     legal = [each for each in every if course is None or _is_legal(course, each)]
     costed = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes, size), began_at + BUDGET_S)
-    timed = [machine.measure(each, 60 * minutes) for each in costed]
+    timed = []
+    for done, each in enumerate(costed):
+        if progress is not None:
+            progress(f"timing {each.candidate.training.recipe_spec}", done, len(costed))
+        timed.append(machine.measure(each, 60 * minutes))
+        if progress is not None:
+            progress(f"timing {each.candidate.training.recipe_spec}", len(costed), len(costed))
     rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
     fitting = [row for row in rows if row["fits"]]
     return {

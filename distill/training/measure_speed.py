@@ -1,8 +1,8 @@
 """Measure the training speed of a recipe on random images, within seconds.
 
 The timed steps have the recipe's loss terms, augmentation, optimizer and precision. Their batch is
-smaller than the recipe's if a step would take too long. The weights are random, because the time of
-a step does not depend on them.
+smaller than the recipe's if a few of its steps would take too long: an image then takes longer than
+in the recipe's batch. The weights are random, because the time of a step does not depend on them.
 """
 
 import math
@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -27,13 +28,17 @@ from distill.training import build, minutes_to_steps
 from distill.training.estimate_duration import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
 from distill.training.state import TrainState
 
-FIRST_BATCH = 8  # images in the first two steps, which show how large a batch can be timed
-MOST_STEP_S = 1.5  # the most seconds that a timed step should take
+FIRST_BATCH = 8  # images in the first two steps, which show how large the next batch can be
+MOST_STEP_S = 1.5  # the most seconds that a step should take in a smaller batch than the recipe's
+# The most seconds of FULL_STEPS steps of the recipe's batch, of which the first is not timed. They
+# are estimated from a smaller batch, in which an image takes longer: they end sooner.
+MOST_FULL_S, FULL_STEPS = 12.0, 3
 ENOUGH_S = 2.5  # total seconds of timed steps
-# Least relative uncertainty if the timed batch is smaller than the recipe's: an image then takes
-# longer (40 % in bf16).
+FULL_DOUBT = 0.25  # least relative uncertainty of two steps of the recipe's batch
+# Least relative uncertainty if the timed batch is smaller than the recipe's: an image then takes up
+# to 40 % longer in bf16.
 SMALLER_DOUBT = 0.25
-MUCH_SLOWER = 2.0  # timing ends early if an image takes more than 2 times `rival_s`
+SLOWER = 1.3  # timing ends early if an image takes more than 1.3 times `rival_s`
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Speed:
     image: TimeRange  # mean and range over the training
     teacher_s: float  # how many of these seconds the teacher takes; 0 without a teacher cache
     fastest_s: float  # in the fastest step, which other programs disturbed least
+    first_s: float  # in a batch of FIRST_BATCH images
 
 
 def random_images(n: int, n_classes: int, side: int = SIDE) -> ImageSet:
@@ -89,31 +95,39 @@ def measure(
 
     `teacher`: the recipe of the teacher, which is built untrained; None without a teacher. At least
     two steps are taken; the first is not timed. `until`: no further step is started that would end
-    after this time.monotonic(). `rival_s`: seconds per image of the same recipe in another
-    precision; timing ends early if this one takes more than twice as long. `most_step_s`: the most
-    seconds that a timed step should take; the batch is smaller than the recipe's where its step
-    takes longer. Raises UserError if the recipe does not fit the images.
+    after this time.monotonic(). `rival_s`: the `first_s` of the same recipe in another precision;
+    timing ends early if this one takes more than SLOWER times as long. `most_step_s`: the most
+    seconds that a step should take in a smaller batch than the recipe's, which is timed where a few
+    of the recipe's would take longer than MOST_FULL_S. Raises UserError if the recipe does not fit
+    the images.
     """
     state = _build_state(recipe, role, teacher, images)
-    take_steps = minutes_to_steps.repeated_step(state)
-    take_steps(1)
-    first_s = minutes_to_steps.time_work(state, lambda: take_steps(1)) / FIRST_BATCH
-    if first_s > MUCH_SLOWER * rival_s:
-        return Speed(time_range([first_s]), 0.0, first_s)
-    size = _batch_size(recipe, first_s, until, most_step_s)
-    if size != FIRST_BATCH:
-        state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
+    first_s = _time_one_step(state, FIRST_BATCH)
+    if first_s > SLOWER * rival_s:
+        return Speed(time_range([first_s]), 0.0, first_s, first_s)
     # Parts of the training, as (begin, end) in 0..1, between which the active loss terms change.
     spans = list(pairwise([*state.loss.change_points, 1.0]))
-    image_s = [
-        _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, first_s)
+
+    def set_batch_size(image_s: float) -> int:
+        size = _batch_size(recipe, len(spans), image_s, until, most_step_s)
+        if size != state.loader.batch_size:
+            state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
+        return size
+
+    size, image_s = set_batch_size(first_s), first_s
+    if FIRST_BATCH < size < _full_batch(recipe) and time.monotonic() + 2 * size * first_s < until:
+        # In the first batch an image takes up to four times as long: estimate again.
+        image_s = _time_one_step(state, size)
+        size = set_batch_size(image_s)
+    times = [
+        _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, image_s)
         for begin, _ in spans
     ]
-    image = _mean_over_training(image_s, [end - begin for begin, end in spans], size, recipe)
+    image = _mean_over_training(times, [end - begin for begin, end in spans], size, recipe)
     teacher_s = 0.0
     if recipe.cache is not None and time.monotonic() < until:
         teacher_s = min(minutes_to_steps.teacher_seconds(state) / size, image.mean)
-    return Speed(image, teacher_s, min(map(min, image_s)))
+    return Speed(image, teacher_s, min(map(min, times)), first_s)
 
 
 def _mean_over_training(
@@ -124,10 +138,10 @@ def _mean_over_training(
     `image_s`: the measured times in each part of the training. `shares`: the fraction of the
     training that each part takes; they sum to 1. `size`: the timed batch size.
     """
-    is_full_size = size == recipe.train.batch_size // recipe.train.accumulate
-    doubt = LEAST_DOUBT if is_full_size else SMALLER_DOUBT
+    is_full_size = size == _full_batch(recipe)
     parts = [
-        time_range(times, doubt).scaled(share) for times, share in zip(image_s, shares, strict=True)
+        _range_of_steps(times, is_full_size).scaled(share)
+        for times, share in zip(image_s, shares, strict=True)
     ]
     return TimeRange(
         mean=sum(part.mean for part in parts),
@@ -135,6 +149,30 @@ def _mean_over_training(
         high=sum(part.high for part in parts),
         n=sum(part.n for part in parts),
     )
+
+
+def _time_one_step(state: TrainState, size: int) -> float:
+    """Return the seconds per image of one step, after one that is not timed. `size`: its batch."""
+    take_steps = minutes_to_steps.repeated_step(state)
+    take_steps(1)
+    return minutes_to_steps.time_work(state, lambda: take_steps(1)) / size
+
+
+def _range_of_steps(times: list[float], is_full_size: bool) -> TimeRange:
+    """Return the mean seconds per image of timed steps, with a range around it.
+
+    `is_full_size`: whether their batch is the recipe's. Two of its steps have as many images as
+    several smaller ones, and so a smaller uncertainty than two of these.
+    """
+    if is_full_size and len(times) == FULL_STEPS - 1:
+        mean = fmean(times)
+        return TimeRange(mean, mean / (1 + FULL_DOUBT), mean * (1 + FULL_DOUBT), len(times))
+    return time_range(times, LEAST_DOUBT if is_full_size else SMALLER_DOUBT)
+
+
+def _full_batch(recipe: Recipe) -> int:
+    """Return the number of images that a recipe computes at once."""
+    return recipe.train.batch_size // recipe.train.accumulate
 
 
 def _build_state(
@@ -162,16 +200,20 @@ def _with_batch_size(recipe: Recipe, size: int) -> Recipe:
     )
 
 
-def _batch_size(recipe: Recipe, image_s: float, until: float, most_step_s: float) -> int:
+def _batch_size(
+    recipe: Recipe, n_spans: int, image_s: float, until: float, most_step_s: float
+) -> int:
     """Return the batch size to time: on a GPU the recipe's.
 
-    On a CPU it is the largest power of two, at most the recipe's batch size, with which a step
-    takes at most `most_step_s` seconds and several steps end before `until`. At least FIRST_BATCH.
-    `image_s`: seconds per image.
+    On a CPU too, if a few of its steps end within MOST_FULL_S seconds and before `until`. Otherwise
+    it is the largest power of two, at most the recipe's batch size, with which a step takes at most
+    `most_step_s` seconds and several steps end before `until`. At least FIRST_BATCH. `n_spans`:
+    parts of the training that are timed. `image_s`: seconds per image.
     """
-    most = recipe.train.batch_size // recipe.train.accumulate
-    if is_on_cpu():
-        left_s = max(0.0, until - time.monotonic())
+    most = _full_batch(recipe)
+    left_s = max(0.0, until - time.monotonic())
+    full_s = n_spans * FULL_STEPS * most * image_s
+    if is_on_cpu() and full_s > min(MOST_FULL_S, left_s):
         step_s = min(most_step_s, left_s / (LEAST_STEPS + 2))
         most = min(most, 2 ** max(0, math.floor(math.log2(max(1.0, step_s / image_s)))))
     return max(FIRST_BATCH, most)
@@ -183,14 +225,23 @@ def _image_seconds(
     """Return the seconds per image of each timed step.
 
     `at`: the fraction of the training, 0..1, whose active loss terms the steps compute. Timing ends
-    after `enough_s` seconds and LEAST_STEPS steps, or before `until`. If there is no time for a
-    step, returns only `first_s`, the seconds per image of an earlier step.
+    after `enough_s` seconds and LEAST_STEPS steps, one less if a step is longer than MOST_STEP_S,
+    or before `until`. If there is no time for a step, returns only `first_s`, the seconds per image
+    of an earlier step.
     """
     take_steps, image_s = minutes_to_steps.repeated_step(state, at), list[float]()
     if time.monotonic() + size * first_s < until:
         take_steps(1)
     while time.monotonic() + size * first_s < until and (
-        len(image_s) < LEAST_STEPS or size * sum(image_s) < enough_s
+        len(image_s) < _least_steps(size, image_s) or size * sum(image_s) < enough_s
     ):
         image_s.append(minutes_to_steps.time_work(state, lambda: take_steps(1)) / size)
     return image_s or [first_s]
+
+
+def _least_steps(size: int, image_s: list[float]) -> int:
+    """Return how many steps of `size` images to time at least, given the earlier ones' seconds per
+    image.
+    """
+    is_long = bool(image_s) and size * image_s[0] > MOST_STEP_S
+    return FULL_STEPS - 1 if is_long else LEAST_STEPS

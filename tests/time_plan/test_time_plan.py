@@ -2,12 +2,13 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distill.data.image_set import Progress
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import About
@@ -49,10 +50,16 @@ class Machine:
             )
         factor = self.bf16 if recipe.train.precision == "bf16" else 1.0
         image_s = flop / (self.rate * factor)
-        return Speed(time_range([image_s] * 4), self.teacher_share * image_s, image_s)
+        return Speed(time_range([image_s] * 4), self.teacher_share * image_s, image_s, image_s)
 
-    def plan(self, minutes: float, rules: str | None = None, data: str | None = None) -> Any:
-        return time_plan.plan(minutes, rules, data, self.now)
+    def plan(
+        self,
+        minutes: float,
+        rules: str | None = None,
+        data: str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        return time_plan.plan(minutes, rules, data, self.now, progress=progress)
 
 
 @pytest.fixture
@@ -309,3 +316,24 @@ def test_command_quotes_special_characters() -> None:
 
 def test_a_spread_of_so_much_work() -> None:
     assert TimeRange(1.0, 0.5, 2.0, 3).scaled(10) == TimeRange(10.0, 5.0, 20.0, 3)
+
+
+def test_the_timed_recipe_is_reported(machine: Machine) -> None:
+    tasks: dict[str, tuple[int, int]] = {}
+    planned = machine.plan(120, progress=lambda what, *items: tasks.update({what: items}))
+    assert tasks.keys() == {f"timing {row['recipe']}" for row in planned["recipes"]}
+    assert all(done == total == len(tasks) for done, total in tasks.values()), "every task ends"
+
+
+def test_other_precision_is_compared_in_equal_batches(machine: Machine) -> None:
+    """A whole batch of the first one would be compared with a small one of the other."""
+    rivals = list[float]()
+    measure = machine.measure
+
+    def noting(recipe, role, teacher, images, until, rival_s):  # type: ignore[no-untyped-def]
+        rivals.append(rival_s)
+        return replace(measure(recipe, role, teacher, images, until), first_s=0.25)
+
+    machine.patch.setattr(measure_speed, "measure", noting)
+    machine.plan(120)
+    assert set(rivals) == {math.inf, 0.25}

@@ -47,10 +47,41 @@ def test_an_image_takes_what_its_steps_take(monkeypatch) -> None:
 
 def test_long_step_is_timed_in_smaller_batch(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.07)
-    found = measure_speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60)
+    recipe = tiny("train.batch_size=64")  # three steps of 64 images would take 13.4 s
+    found = measure_speed.measure(recipe, "student", tiny(), IMAGES, clock.now + 60)
     assert set(clock.batches) == {8, 16}  # 16 images take 1.12 s, 32 would take 2.24
     assert found.image.mean == pytest.approx(0.07)
     assert found.image.high == pytest.approx(1.25 * 0.07)  # a smaller batch is a rougher measure
+
+
+def test_two_full_batches_are_timed_where_three_fit(monkeypatch) -> None:
+    clock = Clock(monkeypatch, 0.07)
+    found = measure_speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60)
+    assert clock.batches == [8, 8, 32, 32, 32]  # 2.24 s each, the first one is not timed
+    assert (found.image.mean, found.image.n) == (pytest.approx(0.07), 2)
+    assert found.image.low == pytest.approx(0.07 / 1.25)
+    assert found.image.high == pytest.approx(1.25 * 0.07)
+
+
+def test_an_image_is_cheaper_in_the_full_batch(monkeypatch) -> None:
+    """Each step costs 0.8 s besides its images: by the first batch, 96 images would take 14.4 s,
+    by the next one, of 16, 9.6 s; they take 7.2 s.
+    """
+    clock = Clock(monkeypatch, 0.05)
+    plain = loop.step
+
+    def step(run, k):  # type: ignore[no-untyped-def]
+        clock.now += 0.8
+        return plain(run, k)
+
+    monkeypatch.setattr(loop, "step", step)
+    recipe = tiny()
+    found = measure_speed.measure(
+        recipe, "student", tiny(), IMAGES, clock.now + 60, most_step_s=2.5
+    )
+    assert clock.batches == [8, 8, 16, 16, 32, 32, 32]
+    assert found.first_s == pytest.approx(0.05 + 0.8 / 8)
+    assert (found.image.mean, found.image.n) == (pytest.approx(0.05 + 0.8 / 32), 2)
 
 
 def test_no_step_is_begun_that_ends_too_late(monkeypatch) -> None:
