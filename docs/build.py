@@ -57,8 +57,6 @@ GROUPED = {
     "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
     "distill/report": (r".*_sections?|curves_by_group", "one file per group of sections"),
     "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
-    "distill/report": (r".*_sections?", "one file per kind of section of a report"),
-    "distill/export": (r"onnx_.*|torch_export|project1|huggingface", "one file per format"),
 }
 # The packages in the order of the list of modules: that in which a recipe passes through them.
 PACKAGES = (
