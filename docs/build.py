@@ -49,6 +49,7 @@ GROUPED = {
         "one file per export format",
     ),
     "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/data/sources": (r"cifar|class_folders|synthetic", "one file per kind of source"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (
         r"(?!(by_name|network_catalogue|crd_weight_names)$).*",
