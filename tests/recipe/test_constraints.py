@@ -442,12 +442,33 @@ def test_a_resolution_begins_at_0_and_rises() -> None:
     ]
 
 
+def test_a_resolution_above_the_images_is_refused() -> None:
+    (line,) = faults("kd", "train.resolution=[[0, 32], [0.5, 64]]")
+    assert line == (
+        "train.resolution = [[0.0, 32], [0.5, 64]] (--set) has size 64, and the images have "
+        "data.size (default) = 32; type --set data.size=64"
+    )
+    load("kd", ["train.resolution=[[0, 32], [0.5, 64]]", "data.size=64"])
+
+
+@pytest.mark.parametrize("size", ["15", "129", "true", "[32, 32]"])
+def test_a_size_of_other_values_is_refused(size: str) -> None:
+    (line,) = faults("kd", f"data.size={size}")
+    assert line.endswith("allowed: a whole number (at least 16, at most 128)")
+
+
+def test_a_design_must_fit_the_image_size() -> None:
+    spec = ("student.downsample=pool", "student.stages=5", "student.blocks=1")
+    (line,) = faults("kd", *spec, "student.stage_strides=[2, 2, 2, 2, 2]", "data.size=16")
+    assert "pool a 16x16 map to nothing" in line
+
+
 @pytest.mark.parametrize("value", ["[]", "20", "[[0.0, 33]]", "[[0, 6]]", "[[0, 21]]", "[[0]]"])
 def test_a_resolution_of_other_values_is_refused(value: str) -> None:
     (line,) = faults("kd", f"train.resolution={value}")
     assert line.endswith(
         "allowed: a list of at least 1, each [a number (at least 0, below 1), a whole number "
-        "(at least 8, at most 32, a multiple of 2)]"
+        "(at least 8, at most 128, a multiple of 2)]"
     )
 
 
