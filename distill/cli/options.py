@@ -1,5 +1,6 @@
 """Options shared by several commands, with their help texts."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -120,3 +121,26 @@ def numbers(option: str, text: str, minimum: int = 1) -> range:
             f"{option} {text} is not a range of numbers of at least {minimum}; allowed: 3 or 2-5."
         )
     return range(int(first), int(last or first) + 1)
+
+
+def normalisation_of(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Parse the option --normalize into mean and std of red, green and blue, for images in [0, 1].
+
+    `none` is mean 0 and std 1. Returns None for `cifar10`, the default of the format project1.
+    Raises UserError for any other text that is not R,G,B/R,G,B, finite and with positive std.
+    """
+    if text == "cifar10":
+        return None
+    if text == "none":
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+        is_valid = len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std))
+    except ValueError:
+        is_valid = False
+    if not is_valid or min(std) <= 0:
+        raise UserError(
+            f"--normalize {text} is neither none, cifar10 nor R,G,B/R,G,B with a positive std.\n"
+            "Type for example --normalize 0.5,0.5,0.5/0.25,0.25,0.25, for images in [0, 1]."
+        )
+    return mean, std

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.cli.options import DataOption, JsonOption, LabelStyle, RunArgument
+from distill.cli.options import (
+    DataOption,
+    JsonOption,
+    LabelStyle,
+    RunArgument,
+    normalisation_of,
+)
 from distill.cli.standard_streams import (
     echo,
     echo_json,
@@ -120,6 +126,9 @@ def predict(
         LabelStyle,
         typer.Option("--labels", help="Write labels as positions in the class names, or as names."),
     ] = LabelStyle.POSITIONS,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average over each image and its mirror image.")
+    ] = False,
 ) -> None:
     """Predict the classes of unlabelled images and write them as a CSV file for Kaggle."""
     from distill.runs import run_folder
@@ -133,7 +142,9 @@ def predict(
 
     predictions_csv.check_out(out, source)
     with process_group(), ProgressDisplay(stderr()) as display:
-        predictions = predictions_csv.predict(folder, source, progress=display.progress)
+        predictions = predictions_csv.predict(
+            folder, source, mirror=mirror, progress=display.progress
+        )
     is_named = labels is LabelStyle.NAMES
     by_number = None if is_named else predictions_csv.numeric_names_note(predictions.class_names)
     for note in filter(None, [*predictions.notes, by_number]):
@@ -204,6 +215,14 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the files.")],
     data: DataOption = None,
+    normalize: Annotated[
+        str,
+        typer.Option(
+            "--normalize",
+            metavar="none|cifar10|MEAN/STD",
+            help="Normalisation of the images that project1's network gets; R,G,B/R,G,B in [0, 1].",
+        ),
+    ] = "cifar10",
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace an earlier export in --out.")
     ] = False,
@@ -214,14 +233,22 @@ def export(
 
     if not is_main():  # only the first process writes
         return
-    folder = run_folder.open_finished(run)
+    folder, normalisation = run_folder.open_finished(run), normalisation_of(normalize)
     with loading_libraries():
         from distill.export.export import export as export_run
         from distill.export.export import failure_message, report_lines
     from distill.terminal.progress import ProgressDisplay
 
     with ProgressDisplay(stderr()) as display:
-        report = export_run(folder, format_, out, data, replace=replace, progress=display.progress)
+        report = export_run(
+            folder,
+            format_,
+            out,
+            data,
+            normalisation=normalisation,
+            replace=replace,
+            progress=display.progress,
+        )
     print_facts(report if as_json else report_lines(report), as_json)
     if message := failure_message(report):
         raise Failure(message)

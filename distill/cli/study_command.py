@@ -156,7 +156,8 @@ def _print_student_and_control(planned: "Study", report: Path, as_json: bool) ->
         "interval": compared.difference_interval,
         "p": compared.p,
     }
-    shown = Group(evaluation_tables(measured), closing_table(rows), "", compared.says)
+    findings = f"A is {alone.path.name}, B is {distilled.path.name}. {compared.says}"
+    shown = Group(evaluation_tables(measured), closing_table(rows), "", findings)
     _print(facts, report, as_json, shown)
 
 

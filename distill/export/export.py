@@ -50,14 +50,16 @@ def export(
     out: Path,
     data: str | None = None,
     *,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Export a run in the formats `names` to the folder `out`; return the files and comparisons.
 
-    `data`: the data source to compare and calibrate on; None for the run's own. `replace`: whether
-    to replace an earlier export in `out`. A format that fails is left out; `failed` maps its name
-    to the reason, and is absent if none failed.
+    `data`: the data source to compare and calibrate on; None for the run's own. `normalisation`:
+    mean and std of the images in [0, 1] that project1's network gets; None for CIFAR-10's.
+    `replace`: whether to replace an earlier export in `out`. A format that fails is left out;
+    `failed` maps its name to the reason, and is absent if none failed.
 
     Raises UserError for a format that is unknown or not installed, and if `out` may not be
     replaced; Failure if it cannot be written. If all formats fail, `out` is unchanged. The error is
@@ -65,6 +67,8 @@ def export(
     the written network differ from the run's.
     """
     requested = formats.load_formats(names)
+    if normalisation is not None:
+        requested = formats.with_normalisation(requested, *normalisation)
     out = out.absolute()
     if out.is_symlink():  # replace the folder that the link leads to, not the link
         out = out.resolve()
@@ -74,6 +78,9 @@ def export(
         with atomic_folder.new_folder_beside(out) as new:
             check_out(out, replace)  # an earlier export may have been restored
             report, failed = _write_formats(finished, requested, new)
+            if normalisation is not None and "project1" in report["formats"]:
+                mean, std = map(list, normalisation)
+                report["formats"]["project1"] |= {"mean": mean, "std": std}
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
@@ -308,8 +315,8 @@ def report_lines(report: dict[str, Any]) -> dict[str, Any]:
     lines = {key: value for key, value in report.items() if key not in hidden}
     written = report["formats"]
     use = {
-        f"to use {name}": text.replace("{size}", size)
-        for name, text in formats.USE.items()
+        f"to use {name}": formats.use_of(name, written[name]).replace("{size}", size)
+        for name in formats.USE
         if name in written
     }
     return lines | {name: _line(facts) for name, facts in written.items()} | use

@@ -1,9 +1,9 @@
 """List the export formats, and import the modules of those that are requested."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from distill.errors import UserError
 from distill.export.finished_run import FinishedRun, PredictFn
@@ -24,9 +24,10 @@ class Format(Protocol):
         """Load the network from the format's files alone; return its predict function."""
 
 
+HAND_IN = "project1_model() and its state dict, strict"
 USE = {  # what a recipient needs to know besides the files
     "project1": "images in [0, 1], normalised by mean (0.4914, 0.4822, 0.4465) and std (0.2471, "
-    "0.2435, 0.2616); project1_model() and its state dict, strict",
+    f"0.2435, 0.2616); {HAND_IN}",
     "safetensors": "its README.md says how timm loads it, with one more import and from any folder",
     "onnx": "input `images`, float32 [N, 3, {size}, {size}] in [0, 1]; output `logits`",
 }
@@ -46,6 +47,33 @@ def load_formats(names: Sequence[str]) -> dict[str, Format]:
             "Type for example python cli.py export RUN --format onnx --out DIR."
         )
     return {name: _import(name) for name in dict.fromkeys(names)}
+
+
+def with_normalisation(
+    requested: dict[str, Format], mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Format]:
+    """Return the formats, with project1 for images in [0, 1] that are normalised by mean and std.
+
+    Raises UserError if project1 is not among them: every other format takes images in [0, 1].
+    """
+    if "project1" not in requested:
+        raise UserError(
+            "--normalize is for --format project1, which was not requested; every other format "
+            "takes images in [0, 1].\nRemove --normalize, or add --format project1."
+        )
+    from distill.export.project1 import ForNormalisation, Normalisation
+
+    return requested | {"project1": ForNormalisation(Normalisation(mean, std))}
+
+
+def use_of(name: str, facts: Mapping[str, Any]) -> str:
+    """Return what a recipient needs to know of a format. `facts`: those of the export's report."""
+    if name != "project1" or "mean" not in facts:
+        return USE[name]
+    from distill.export.project1 import Normalisation, input_text
+
+    given = Normalisation(tuple(facts["mean"]), tuple(facts["std"]))
+    return f"images{input_text(given)}; {HAND_IN}"
 
 
 def _import(name: str) -> Format:

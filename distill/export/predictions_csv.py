@@ -23,7 +23,7 @@ from distill.components.check_processes import check_same_inputs
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
 from distill.errors import Failure, UserError
-from distill.evaluation.predict_split import check_finite, predict_with_progress
+from distill.evaluation.predict_split import FlipTTA, check_finite, predict_with_progress
 from distill.files.escape_text import csv_cell
 from distill.recipe import recipes
 from distill.runs import run_folder
@@ -65,10 +65,14 @@ def check_out(out: Path, source: Path) -> None:
     run_folder.check_writable(out.parent, f"the folder of {out.name}")
 
 
-def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None) -> LabelledImages:
-    """Return the predictions of a finished run, in float32, for the images at `source`,
-    resized to the size of the run's images.
+def predict(
+    folder: RunFolder, source: Path, *, mirror: bool = False, progress: Progress | None = None
+) -> LabelledImages:
+    """Return the predictions of a finished run, in float32, for the images at `source`.
 
+    The images are resized to the size of the run's.
+
+    `mirror`: average the logits over each image and its mirror image, as `evaluate --mirror` does.
     Called by all processes; each returns all predictions. Raises UserError if the run is not
     finished, an image cannot be used, two ids would be written as the same text, or the processes
     have other images or runs.
@@ -86,6 +90,7 @@ def predict(folder: RunFolder, source: Path, *, progress: Progress | None = None
     )
     class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
+    net = FlipTTA(net) if mirror else net
     unknown_labels = np.zeros(len(inputs.ids), np.int64)
     images = ImageSet(inputs.images, unknown_labels, class_names)
     logits, _ = predict_with_progress(net, images, accel, progress, "predicting")

@@ -2,13 +2,16 @@
 
 The course's grader calls `project1_model()` without an argument, loads the weights with
 `strict=True`, normalises the test images by CIFAR-10's usual mean and std, and requires fewer than
-5,000,000 parameters. So the code imports only torch, and its network takes normalised images.
+5,000,000 parameters. So the code imports only torch, and its network takes normalised images; a
+course with another normalisation can have a network for that one.
 """
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import NamedTuple
 
 import torch
 
@@ -29,23 +32,52 @@ CODE, WEIGHTS = "project1_model.py", "project1_model.pt"
 COLUMNS = 88  # ruff's default line length
 
 
-def write(finished: FinishedRun, folder: Path) -> None:
-    """Write code and weights into `folder`.
+class Normalisation(NamedTuple):
+    """Mean and std of red, green and blue by which the recipient normalises images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+CIFAR10 = Normalisation(MEAN, STD)
+NONE = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass
+class ForNormalisation:
+    """This format for a recipient that normalises images in another way than the course does."""
+
+    normalisation: Normalisation
+    IS_FLOAT: bool = IS_FLOAT
+
+    def write(self, finished: FinishedRun, folder: Path) -> None:
+        """Write code and weights into `folder`; raises errors as the function `write`."""
+        write(finished, folder, self.normalisation)
+
+    def read(self, folder: Path) -> PredictFn:
+        """Load the network; raises errors as the function `read`."""
+        return read(folder, self.normalisation)
+
+
+def write(finished: FinishedRun, folder: Path, given: Normalisation = CIFAR10) -> None:
+    """Write code and weights into `folder`, for images that are normalised by `given`.
 
     Raises UserError if the network is not a student, or has 5,000,000 parameters or more.
     """
-    code, weights = contents(finished)
+    code, weights = contents(finished, given)
     write_text(folder / CODE, code)
     write_bytes(folder / WEIGHTS, weights)
 
 
-def contents(finished: FinishedRun) -> tuple[str, bytes]:
+def contents(finished: FinishedRun, given: Normalisation = CIFAR10) -> tuple[str, bytes]:
     """Return the source of the code file and the content of the weights file.
+
+    The network takes images that are normalised by `given`.
 
     Raises UserError if the network is not a student, or has 5,000,000 parameters or more.
     """
     _check(finished)
-    code = codegen.generate(_student(finished), _docstring(finished))
+    code = codegen.generate(_student(finished, given), _docstring(finished, given))
     state = {
         new: tensor
         for name, tensor in finished.net.state_dict().items()
@@ -56,15 +88,15 @@ def contents(finished: FinishedRun) -> tuple[str, bytes]:
     return code, content.getvalue()
 
 
-def read(folder: Path) -> PredictFn:
+def read(folder: Path, given: Normalisation = CIFAR10) -> PredictFn:
     """Load the network as the grader does, in a process that cannot import this project.
 
-    Returns a predict function for images in [0, 1]. Raises UserError if the network has 5,000,000
-    parameters or more, Failure if the code fails.
+    Returns a predict function for images in [0, 1], which normalises them by `given`. Raises
+    UserError if the network has 5,000,000 parameters or more, Failure if the code fails.
     """
     grader = Grader(folder, CODE, WEIGHTS)
     _check_count(grader.n_parameters, str(folder / CODE))
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in given)
     return lambda images: grader((images - mean) / std)
 
 
@@ -94,7 +126,7 @@ def _check_count(n: int, what: str) -> None:
         )
 
 
-def _student(finished: FinishedRun) -> codegen.StudentSpec:
+def _student(finished: FinishedRun, given: Normalisation = CIFAR10) -> codegen.StudentSpec:
     table = network_table(finished.recipe, finished.role)
     assert isinstance(finished.net, ResNet)  # checked by `_check`
     return codegen.StudentSpec(
@@ -102,29 +134,32 @@ def _student(finished: FinishedRun) -> codegen.StudentSpec:
         activation=table.activation,
         block_dropout=table.block_dropout,
         head_dropout=table.head_dropout,
-        renormalise=renormalise(finished.net),
+        renormalise=renormalise(finished.net, given),
     )
 
 
-def renormalise(net: torch.nn.Module) -> tuple[Sequence[float], Sequence[float]] | None:
+def renormalise(
+    net: torch.nn.Module, given: Normalisation = CIFAR10
+) -> tuple[Sequence[float], Sequence[float]] | None:
     """Return scale and shift [3] that convert the grader's normalisation to the network's own.
 
-    The grader normalises by mean M and std S: y = (x − M)/S. The network expects (x − mean)/std =
-    (y · S + M − mean)/std. Returns None if the two normalisations are the same. The conversion
-    cannot be folded into the stem's convolution: its padding adds zeros after normalisation.
+    The grader normalises by `given`, mean M and std S: y = (x − M)/S. The network expects
+    (x − mean)/std = (y · S + M − mean)/std. Returns None if the two normalisations are the same.
+    The conversion cannot be folded into the stem's convolution: its padding adds zeros after
+    normalisation.
     """
     mean, std = (torch.as_tensor(b).flatten() for b in (net.normalize.mean, net.normalize.std))
-    of_grader = torch.tensor(MEAN), torch.tensor(STD)
+    of_grader = torch.tensor(given.mean), torch.tensor(given.std)
     if torch.equal(mean, of_grader[0]) and torch.equal(std, of_grader[1]):
         return None
     mean, std, graders_mean, graders_std = (t.double() for t in (mean, std, *of_grader))
     return (graders_std / std).tolist(), ((graders_mean - mean) / std).tolist()
 
 
-def _docstring(finished: FinishedRun) -> str:
+def _docstring(finished: FinishedRun, given: Normalisation = CIFAR10) -> str:
     renormalises = (
         "It was trained on images with another mean and std, so its first step renormalises."
-        if renormalise(finished.net)
+        if renormalise(finished.net, given)
         else ""
     )
     facts = (
@@ -135,8 +170,8 @@ def _docstring(finished: FinishedRun) -> str:
     )
     size = finished.image_size
     expects = (
-        f"It takes images [B, 3, {size}, {size}], in [0, 1] and then normalised by mean {MEAN} and "
-        f"std {STD}, and returns logits [B, {len(finished.class_names)}] of "
+        f"It takes images [B, 3, {size}, {size}]{input_text(given)}, and returns logits "
+        f"[B, {len(finished.class_names)}] of "
         f"{', '.join(map(visible, finished.class_names))}. {renormalises}"
     )
     how = (
@@ -146,6 +181,13 @@ def _docstring(finished: FinishedRun) -> str:
     )
     texts = ["A residual network for CIFAR-10.", fill(facts, COLUMNS), fill(expects, COLUMNS), how]
     return "\n\n".join(texts)
+
+
+def input_text(given: Normalisation) -> str:
+    """Describe the images that the network takes: how the recipient normalises them."""
+    if given == NONE:
+        return " in [0, 1], not normalised"
+    return f", in [0, 1] and then normalised by mean {given.mean} and std {given.std}"
 
 
 def _tested(finished: FinishedRun) -> str:

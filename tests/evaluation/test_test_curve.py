@@ -151,8 +151,11 @@ def test_run_without_epoch_weights_is_explained(tmp_path: Path) -> None:
         test_curve.measure_epochs(folder)
 
 
-def test_every_run_has_a_curve_by_default(distilled: tuple[RunFolder, Events]) -> None:
-    folder, (start, *_) = distilled
+def test_every_run_has_a_curve_by_default(
+    distilled: tuple[RunFolder, Events], tmp_path: Path
+) -> None:
+    start = distilled[1][0]
+    folder = RunFolder(Path(shutil.copytree(distilled[0].path, tmp_path / "run")))
     assert set(test_curve.measure_epochs(folder)) == {1, 2}
     n_bytes = sum(t.nbytes for t in load_file(folder.weights("student")).values())
     said = f"keeps the weights of 2 epochs for report --test-curve, {format_size(2 * n_bytes)} ("

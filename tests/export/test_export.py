@@ -423,6 +423,71 @@ def test_hand_in_renormalises_for_other_training_images(student, tmp_path):
     assert "another mean and std, so its first step renormalises." in text
 
 
+GRADER = """
+import json, sys
+import numpy as np, torch
+folder, test, mean, std = sys.argv[1:]
+sys.path.insert(0, folder)
+from project1_model import project1_model
+
+images, labels = (torch.from_numpy(each) for each in np.load(test).values())
+mean, std = (torch.tensor(json.loads(each)).view(3, 1, 1) for each in (mean, std))
+model = project1_model()
+model.load_state_dict(torch.load(f"{folder}/project1_model.pt", weights_only=True))
+with torch.no_grad():
+    logits = model.eval()((images.float() / 255 - mean) / std)
+print((logits.argmax(1) == labels).double().mean().item())
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "mean", "std", "text"),
+    [
+        ("none", [0.0] * 3, [1.0] * 3, "in [0, 1], not normalised"),
+        ("0.5,0.4,0.3/0.2,0.25,0.5", [0.5, 0.4, 0.3], [0.2, 0.25, 0.5], "mean (0.5, 0.4, 0.3)"),
+    ],
+)
+def test_hand_in_takes_images_normalised_as_typed(
+    typed, mean, std, text, student, tmp_path, run_cli: RunCli
+):
+    out, test = tmp_path / "out", load_data_set.load("synthetic", "test")
+    typed = ("-f", "project1", "--normalize", typed)
+    done = run_cli("export", student.path, *typed, "--out", out)
+    assert done.code == 0, done.err
+    assert text in " ".join(done.out.split())
+    assert text in " ".join((out / "project1_model.py").read_text().split())
+    facts = json.loads((out / "export.json").read_text())["formats"]["project1"]
+    assert (facts["mean"], facts["std"]) == (mean, std)
+    np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
+    graded = subprocess.run(
+        [sys.executable, "-I", "-c", GRADER, out, tmp_path / "test.npz", str(mean), str(std)],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert float(graded.stdout) == evaluate_run(student)["top1"]
+
+
+def test_cifar10_normalisation_is_the_default(student, tmp_path, run_cli: RunCli):
+    for name, typed in (("a", []), ("b", ["--normalize", "cifar10"])):
+        out = tmp_path / name
+        assert run_cli("export", student.path, "-f", "project1", *typed, "--out", out).code == 0
+    files = ("project1_model.py", "project1_model.pt", "export.json")
+    assert [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files]
+    assert "scale" not in (tmp_path / "a" / "project1_model.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["mean", "0.5/0.25", "1,2,3", "0,0,0/1,1,0", "0,0,0/1,1,nan", "0,0,x/1,1,1", "/", "a/b/c"],
+)
+def test_other_normalisations_are_refused(typed, student, tmp_path, run_cli: RunCli):
+    typed = ("-f", "project1", "--normalize", typed)
+    result = run_cli("export", student.path, *typed, "--out", tmp_path / "out")
+    found = f"--normalize {typed[-1]} is neither none, cifar10 nor R,G,B/R,G,B"
+    assert_refused(result, found, "Type for example --normalize 0.5,0.5,0.5/0.25,", lines=2)
+    result = run_cli("export", student.path, "-f", "onnx", "--normalize", "none", "--out", "out")
+    assert_refused(result, "--normalize is for --format project1", "add --format project1")
+
+
 @pytest.mark.parametrize("factor", [2.0, float("nan")])
 def test_format_with_other_predictions_is_deleted(factor, student, tmp_path, monkeypatch):
     def read(folder):

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import cli
+from distill.components.build_network import load_trained
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
+from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
 from distill.export import predictions_csv as room
 from distill.files.run_json_schemas import fingerprint_of_names
 from distill.runs import run_folder
@@ -100,6 +103,25 @@ def test_probabilities_have_a_column_a_class(
     shares = np.array(body)[:, 1:].astype(float)
     np.testing.assert_allclose(shares, exponents / exponents.sum(1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+
+
+def test_mirror_averages_image_and_its_mirror_image(
+    distilled: Distilled, kaggle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, test = distilled[0], load_data_set.load("synthetic", "test")
+    out = tmp_path / "p.csv"
+    options = ["--input", kaggle, "--out", out, "--mirror"]
+    assert predict(monkeypatch, run.path, *options) == 0
+    labels = np.array([int(label) for _, label in rows(out)[1:]])
+    measured = evaluate_run(run, EvalOptions(mirror=True))["mirror"]
+    assert (labels == test.labels).mean() == measured["top1"]
+
+    assert predict(monkeypatch, run.path, *options, "--probabilities") == 0
+    shares = np.array(rows(out)[1:])[:, 1:].astype(float)
+    net, images = load_trained(run), torch.from_numpy(test.images) / 255
+    with torch.no_grad():
+        logits = (net(images) + net(images.flip(-1))) / 2
+    np.testing.assert_allclose(shares, logits.softmax(1).numpy(), atol=1e-5)
 
 
 def numbered(folder: RunFolder, place: Path) -> list[str]:
