@@ -117,9 +117,8 @@ def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
         yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        yield HeadFigure(
-            "its teacher", percent(record.teacher_top1), "on up to 1,024 held-out images"
-        )
+        remark = "on up to 1,024 held-out images, as this run recorded"
+        yield HeadFigure("its teacher", percent(record.teacher_top1), remark)
     remark = f"on {record.device}" if record.device else ""
     yield HeadFigure("training time", duration(record.result.get("elapsed_s")), remark)
 
