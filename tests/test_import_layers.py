@@ -29,6 +29,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.runs.lock",
     "distill.runs.run_folder",
     "distill.runs.check_same_run",
+    "distill.runs.check_result",
     "students.design",
     "students.feature_map_sizes",
     "teachers.wrn_cost",

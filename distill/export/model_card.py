@@ -95,7 +95,8 @@ def _teacher(result: dict[str, Any]) -> str:
     if not n or len(described) < n:
         names = "a teacher" if n < 2 else f"{n} teachers"
         if teacher["top1"] is not None:
-            names += f" with {percent(teacher['top1'])} accuracy on up to 1,024 held-out images"
+            accuracy = percent(teacher["top1"])
+            names += f" whose run recorded {accuracy} accuracy on up to 1,024 held-out images"
     changed = check_same_run.ANOTHER_RUN in (fault for _, fault in found)
     note = "; the folder of its run holds another run now" if changed else ""
     return f"{names} (weights {markdown_code(teacher['fingerprint'][:16])}{note})"

@@ -147,12 +147,16 @@ class Result(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _names_have_their_fingerprint(cls, result: Any) -> Any:
-        """Compare class_names with their fingerprint; an earlier version wrote none.
+        """Compare class_names with their fingerprint.
 
-        Called before the keys are validated, since other keys may be missing.
+        An earlier version wrote none, but no version wrote the sha256 of evaluation.npz without
+        it: a file with only one of them was changed. Called before the keys are validated, since
+        other keys may be missing.
         """
         names, data = result.get("class_names"), result.get("data")
         recorded = data.get("class_names_fingerprint") if isinstance(data, dict) else None
+        if isinstance(data, dict) and names and recorded is None and "evaluation" in result:
+            raise ValueError("its class_names have no class_names_fingerprint")
         is_known = isinstance(names, list) and recorded is not None
         if is_known and fingerprint_of_names(names) != recorded:
             raise ValueError("its class_names do not have its class_names_fingerprint")

@@ -120,7 +120,8 @@ def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
         yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        yield HeadFigure("its teacher", percent(record.teacher_top1), f"on {record.teacher_images}")
+        remark = f"on {record.teacher_images}, as this run recorded"
+        yield HeadFigure("its teacher", percent(record.teacher_top1), remark)
     total_s = record.result.get("total_s")
     total = f"{duration(total_s)} with preparation and test" if total_s is not None else ""
     remark = ", ".join(filter(None, [f"on {record.device}" if record.device else "", total]))

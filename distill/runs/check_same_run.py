@@ -10,12 +10,8 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
-from distill.runs.run_folder import (
-    RunFolder,
-    early_end,
-    file_sha256,
-    open_finished,
-)
+from distill.runs import check_result
+from distill.runs.run_folder import RunFolder, early_end, file_sha256, open_finished
 
 NOT_FINGERPRINTED = {f"train.{name}" for name in LOGGING_AND_SAVING}  # may change on a resume
 T = TypeVar("T")
@@ -161,13 +157,15 @@ def has_recipe_of_result(run: RunFolder) -> bool:
 def check_recipe_of_result(run: RunFolder) -> None:
     """Raise UserError if a finished run's recipe.toml was changed since result.json was written.
 
-    A changed recipe may describe another network into which the weights can be loaded.
+    A changed recipe may describe another network into which the weights can be loaded. Also if
+    result.json has figures that contradict the recipe.
     """
     if not has_recipe_of_result(run):
         raise UserError(
             f"{run.recipe} is not the recipe that its run finished with: its fingerprint is not "
             f"the one in {run.result_file.name}.\nRestore the file, or train the run again."
         )
+    check_result.check_figures(run, recipes.read(run.recipe))
 
 
 def training_fingerprint(recipe: Recipe) -> str:

@@ -19,6 +19,7 @@ from distill.runs.run_folder import RunFolder
 ADVICE = "Restore it, or move it away: most commands work without it."
 VAL_TOLERANCE = 0.02  # of an accuracy, 0..1
 NLL_TOLERANCE = 1e-3  # relative
+ECE_TOLERANCE = 1e-3  # of a calibration error, 0..1; rounding may move two images to other bins
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 
@@ -158,13 +159,14 @@ def _check_measures(
     by VAL_TOLERANCE and two images.
     """
     logits, labels = predictions.logits, predictions.labels
-    top1, nll = measure_name("top1", "test"), measure_name("nll", "test")
-    found = {top1: float(predictions.is_correct.mean())}
+    top1, nll, ece = (measure_name(name, "test") for name in ("top1", "nll", "ece"))
     with np.errstate(all="ignore"):
-        found[nll] = float(measures(logits, labels)["nll"])
+        measured = measures(logits, labels)
+    found = {top1: measured["top1"], nll: measured["nll"], ece: measured["ece"]}
     tolerances = {
         top1: 0.5 / len(labels),
         nll: NLL_TOLERANCE * (1 + found[nll]),
+        ece: ECE_TOLERANCE + 2 / len(labels),
     }
     if predictions.val_logits is not None and predictions.val_labels is not None:
         on_held_out = float(is_correct(predictions.val_logits, predictions.val_labels).mean())

@@ -8,7 +8,11 @@ from distill.format import counted, percent
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
-from distill.runs.check_same_run import teachers_of, test_split_differences
+from distill.runs.check_same_run import (
+    check_recipe_of_result,
+    teachers_of,
+    test_split_differences,
+)
 from distill.runs.run_folder import RunFolder, early_end, is_tested, runs_beside
 
 
@@ -98,6 +102,7 @@ def summary_row(name: str, run: RunFolder) -> ClosingRow:
     `name`: the row's name, such as "teacher". If the run averages its weights, the final weights
     are the average. Raises UserError if the run is not finished.
     """
+    check_recipe_of_result(run)
     result = run.result()
     metrics = result["metrics"]
     averaged = metrics.get(measure_name("top1", "val_ema"))

@@ -25,6 +25,8 @@ FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 
 WRITE_AHEAD_LOG = 2
 # A definition may have names, types and constants only, and the one CHECK in optuna's tables.
 LARGEST_VALUE = 1 << 22  # bytes of a text; a sweep writes some thousand
+MOST_ROWS = 1_000_000  # of all tables; 1,000 trials of 100 epochs have about 150,000
+MOST_TEXT = 256 << 20  # bytes of all texts together
 TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
 INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
 COMPUTED = re.compile(r"\b(AS|CHECK|USING|CONFLICT|DEFAULT\s*\()", re.IGNORECASE)
@@ -80,6 +82,34 @@ class SQLiteFile:
                 f"{journal} names another file, which SQLite would delete: no sweep writes such "
                 "a journal.\nDelete the journal, or choose another --out."
             )
+
+    def check_size(self) -> None:
+        """Raise UserError if the database has too many rows or too much text.
+
+        optuna holds all of it in memory. Rows of a damaged file may share the same pages, so that
+        the file's size limits neither.
+        """
+        if not self.path.exists():
+            return
+        connection = self.connect()
+        connection.text_factory = bytes  # the texts need not be UTF-8
+        try:
+            names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            n_rows = n_bytes = 0
+            for (name,) in names.fetchall():
+                quoted = name.decode(errors="surrogateescape").replace('"', '""')
+                for row in connection.execute(f'SELECT * FROM "{quoted}"'):
+                    n_rows += 1
+                    n_bytes += sum(len(value) for value in row if isinstance(value, bytes))
+                    if n_rows > MOST_ROWS:
+                        raise self._too_large(f"more than {MOST_ROWS:,} rows")
+                    if n_bytes > MOST_TEXT:
+                        raise self._too_large(f"more than {MOST_TEXT:,} bytes of text")
+        finally:
+            connection.close()
+
+    def _too_large(self, found: str) -> UserError:
+        return UserError(f"{self.path} has {found}, and no sweep writes that much.\n{ADVICE}")
 
     def _check_schema(self, connection: Any) -> None:
         """Raise UserError unless the schema has plain tables and indexes only.

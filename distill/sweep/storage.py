@@ -81,6 +81,7 @@ class Storage:
         with self.alone, self.explain_errors(), self._explain_damage():
             if file is not None:
                 file.check()
+                file.check_size()
             self.rows = self._open(file)
 
     @property

@@ -32,7 +32,7 @@ def test_another_run_is_not_described_as_teacher(tmp_path: Path, teacher: RunFol
     run = finished(tmp_path / "student", *TAUGHT, teachers=[teacher.path])
     write_json(teacher.result_file, teacher.result() | {"weights": "0ff5"})
     assert model_card._teacher(run.result()) == (
-        "a teacher with 95.00 % accuracy on up to 1,024 held-out images "
+        "a teacher whose run recorded 95.00 % accuracy on up to 1,024 held-out images "
         "(weights `7eac`; the folder of its run holds another run now)"
     )
 
@@ -41,7 +41,8 @@ def test_another_run_is_not_described_as_teacher(tmp_path: Path, teacher: RunFol
 def test_teacher_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     run = finished(tmp_path / "student", *TAUGHT, teachers=[tmp_path / name])
     assert model_card._teacher(run.result()) == (
-        "a teacher with 95.00 % accuracy on up to 1,024 held-out images (weights `7eac`)"
+        "a teacher whose run recorded 95.00 % accuracy on up to 1,024 held-out images "
+        "(weights `7eac`)"
     )
 
 

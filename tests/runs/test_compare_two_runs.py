@@ -14,7 +14,8 @@ from scipy import stats
 
 import cli
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.metrics import measures
+from distill.recipe import network_cost, recipes
 from distill.runs.compare_two_runs import Comparison, compare
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.statistics import wilson
@@ -31,18 +32,23 @@ def finished(
     path: Path, classes: list[int], *overrides: str, labels: list[int] = LABELS, **changes: object
 ) -> RunFolder:
     """A run that predicted these classes, each with logit 2 against 0."""
-    run = RunFolder(path)
-    write_text(run.recipe, recipes.dumps(recipes.load("tiny", overrides).recipe))
-    top1 = float(np.mean(np.equal(classes, labels)))
+    run, recipe = RunFolder(path), recipes.load("tiny", overrides).recipe
+    write_text(run.recipe, recipes.dumps(recipe))
+    class_names: Any = changes.get("class_names", ["cat", "dog", "eel"])
+    logits = 2 * np.eye(len(class_names), dtype=np.float32)[classes]
+    measured = measures(logits, np.array(labels))
+    table = recipe.teacher if changes.get("role") == "teacher" else recipe.student
+    assert table is not None
+    described = network_cost.describe(table, len(class_names))
+    assert described is not None
     result: dict[str, Any] = {
-        "role": "student", "recipe": "tiny", "network": "ResNet [1] 8", "parameters": 1234,
-        "class_names": ["cat", "dog", "eel"],
+        "role": "student", "recipe": "tiny", "network": network_cost.summary(table),
+        "parameters": described.parameters, "class_names": class_names,
         "data": {"fingerprint": "f00d", "test_fingerprint": "7e57"},
-        "metrics": {"top1/test": top1, "top1/val": 0.6, "ece/test": 0.1},
+        "metrics": {f"{name}/test": measured[name] for name in ("top1", "ece")} | {"top1/val": 0.6},
         "elapsed_s": 61.0, "weights": path.name,
     } | changes  # fmt: skip
     write_json(run.result_file, result)
-    logits = 2 * np.eye(len(result["class_names"]), dtype=np.float32)[classes]
     np.savez(run.evaluation, logits=logits, labels=np.array(labels))
     return run
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from distill.errors import UserError
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.metrics import (
     calibration_curve,
     confusion,
@@ -28,7 +30,7 @@ from distill.runs.read_predictions import (
     read_if_present,
     read_run,
 )
-from distill.runs.run_folder import file_sha256, write_json
+from distill.runs.run_folder import RunFolder, file_sha256, write_json
 from tests.runs.test_compare_two_runs import ANSWERS_A, finished
 
 CHANCE = np.random.default_rng(0)
@@ -144,7 +146,7 @@ def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:
 
 def test_accuracy_must_be_that_of_predictions(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", ANSWERS_A)  # 3 of 8 are right
-    right = run.result()
+    right = with_fingerprint_of_names(run)
     assert read_run(run) is not None and n_test_images(run) == 8
     write_json(run.result_file, right | {"metrics": {"top1/test": 0.5}})
     for read in (read_run, n_test_images):
@@ -155,6 +157,13 @@ def test_accuracy_must_be_that_of_predictions(tmp_path: Path) -> None:
         n_test_images(run)
     run.evaluation.unlink()
     assert n_test_images(run) is None
+
+
+def with_fingerprint_of_names(run: RunFolder) -> dict[str, Any]:
+    """The result as a version writes it that also writes the sha256 of evaluation.npz."""
+    result = run.result()
+    fingerprint = fingerprint_of_names(result["class_names"])
+    return result | {"data": result["data"] | {"class_names_fingerprint": fingerprint}}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +181,7 @@ def test_other_measures_must_be_of_predictions(
     arrays = dict(np.load(run.evaluation))
     both = arrays | {"val_logits": arrays["logits"], "val_labels": arrays["labels"]}
     np.savez(run.evaluation, **both)
-    result = {key: value for key, value in run.result().items() if key != "evaluation"}
+    result = with_fingerprint_of_names(run)
     result["evaluation"] = file_sha256(run.evaluation)
     right = float(measures(arrays["logits"], arrays["labels"])["nll"])
     known = {"top1/test": 0.375, "nll/test": right, "top1/val": 0.375 + 0.01}

@@ -48,7 +48,7 @@ def finished(
         "weights": "7eac" if role == "teacher" else path.name,
         "metrics": {"top1/val": 0.91, "top1/test": 0.9},
         "elapsed_s": 107_261.0,
-        "epochs": 300,
+        "epochs": recipe.train.epochs,
     }
     write_json(run.result_file, content | result)
     return run

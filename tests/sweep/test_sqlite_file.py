@@ -11,6 +11,7 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from distill.errors import Failure, UserError
+from distill.sweep import sqlite_file
 from distill.sweep.storage import Storage, url_of
 from tests.sweep.test_assign_trials import opened
 
@@ -155,3 +156,48 @@ def test_storage_that_is_uri_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--storage .*uri=true cannot be opened: .*\nType it as "):
         Storage(f"sqlite:///file:{tmp_path}/a.db?uri=true", 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_number_of_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "MOST_ROWS", 50_000)
+    insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, '1')"
+    with sqlite3.connect(sweep / "sweep.db") as rows:
+        rows.executemany(insert, ((f"key {n}",) for n in range(50_001)))
+    with pytest.raises(UserError, match=r"sweep\.db has more than 50,000 rows, and no sweep"):
+        open_storage(sweep)
+
+
+def test_text_of_all_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value is small enough; optuna would hold all of them in memory."""
+    monkeypatch.setattr(sqlite_file, "MOST_TEXT", 64 << 20)
+    insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)"
+    with sqlite3.connect(sweep / "sweep.db") as rows:
+        rows.executemany(insert, ((f"key {n}", f'"{"x" * (2 << 20)}"') for n in range(40)))
+    clear_peak()
+    before = peak_rss()
+    with pytest.raises(UserError, match=r"sweep\.db has more than 67,108,864 bytes of text"):
+        open_storage(sweep)
+    assert peak_rss() - before < 100 << 20
+
+
+def test_value_too_large_is_one_message(sweep: Path) -> None:
+    insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'a', ?)"
+    with sqlite3.connect(sweep / "sweep.db") as rows:
+        rows.execute(insert, ("x" * (100 << 20),))
+    clear_peak()
+    before = peak_rss()
+    with pytest.raises((UserError, Failure)) as caught:
+        open_storage(sweep)
+    assert "sweep.db" in str(caught.value) and "Traceback" not in str(caught.value)
+    assert peak_rss() - before < 50 << 20
+
+
+def clear_peak() -> None:
+    """Reset the peak of this process's resident memory."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> int:
+    """Peak of this process's resident memory since the last reset, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])

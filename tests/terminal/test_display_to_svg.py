@@ -8,6 +8,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.events import End, Epoch, Event, Start, Step
+from distill.recipe import recipes
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json
 from distill.terminal.display_to_svg import main, svg
@@ -44,7 +45,8 @@ def run(folder: Path, start: Start = START, split: str = "val") -> Path:
         )
     end = End(20, {f"top1/{split}": 0.5, "top1/test": 0.4625}, 4_697_162, 61.0, "s.safetensors")
     folder.mkdir()
-    (folder / "recipe.toml").touch()
+    recipe = recipes.load("tiny", [f"train.epochs={start.epochs}"]).recipe
+    (folder / "recipe.toml").write_text(recipes.dumps(recipe))
     record = Journal(folder / "journal.jsonl")
     for event in [*events, end]:
         record(event)
