@@ -39,7 +39,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
 from distill.teacher.build_teacher import combination_identity
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build, environment, loop, minutes_to_steps
+from distill.training import build, environment, loop, memory_need, minutes_to_steps
 from distill.training import resume as checkpoints
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
@@ -173,6 +173,7 @@ def _prepare(
         accel, lambda: {fingerprints.CALLED[k]: v for k, v in (identity | requested).items()}
     )
     state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
+    memory_need.check_memory(state, recipe)
     state.stop_signal = request.stop
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
