@@ -12,6 +12,7 @@ import typer
 from distill.cli import (
     cache_command,
     data_command,
+    doctor_command,
     finish_command,
     import_command,
     multi_run_commands,
@@ -121,6 +122,7 @@ for _command in (
     multi_run_commands.sweep,
     multi_run_commands.search,
     import_command.import_teacher,
+    doctor_command.doctor,
 ):
     app.command()(_command)
 app.command("finish")(finish_command.finish_early)

@@ -21,6 +21,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.errors",
     "distill.events",
     "distill.format",
+    "distill.installation",
     "distill.files.regular_file",
     "distill.files.run_json_schemas",
     "distill.files.escape_text",

@@ -1,14 +1,17 @@
 """The installed program: the command `understudy`, from another folder than the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import cli
+from distill import installation
 from distill.cli.options import complete_recipe
 from distill.format import as_typed
 from tests.cli.command_line import RunCli
@@ -82,6 +85,14 @@ def test_data_files_are_installed(installed: Path) -> None:
 
 def test_version_is_printed(run_cli: RunCli) -> None:
     assert run_cli("--version").out == f"understudy {cli.VERSION}\n"
+
+
+def test_checked_libraries_are_those_declared() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    declared = sorted(re.split("[><=]", each)[0] for each in project["dependencies"])
+    assert sorted(installation.LIBRARIES) == declared
+    oldest = ".".join(map(str, installation.OLDEST_PYTHON))
+    assert project["requires-python"] == f">={oldest}"
 
 
 def test_version_is_that_of_the_citation() -> None:

@@ -29,13 +29,17 @@ def explain_out_of_memory(recipe: Recipe) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        train = recipe.train
-        raise OutOfMemory(
-            f"{_full_memory_note(error)}\n"
-            f"A step has {counted(train.batch_size, 'image')} (train.batch_size). "
-            f"Start again with --set train.accumulate={2 * train.accumulate}, the same batch "
-            "in smaller parts, or with a smaller train.batch_size."
-        ) from None
+        advice = smaller_step_advice(recipe, 2 * recipe.train.accumulate)
+        raise OutOfMemory(f"{_full_memory_note(error)}\n{advice}") from None
+
+
+def smaller_step_advice(recipe: Recipe, accumulate: int) -> str:
+    """Return what to type for a step that needs less memory, with so many accumulated parts."""
+    return (
+        f"A step has {counted(recipe.train.batch_size, 'image')} (train.batch_size). "
+        f"Start again with --set train.accumulate={accumulate}, the same batch "
+        "in smaller parts, or with a smaller train.batch_size."
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -43,7 +43,14 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
 from distill.teacher.build_teacher import combination_identity
 from distill.teacher.teacher import FrozenTeacher
-from distill.training import build, environment, finish_early, loop, minutes_to_steps
+from distill.training import (
+    build,
+    environment,
+    finish_early,
+    loop,
+    memory_need,
+    minutes_to_steps,
+)
 from distill.training import resume as checkpoints
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
@@ -194,6 +201,7 @@ def _prepare(
     )
     with running(progress, "building the networks"):
         state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
+    memory_need.check_memory(state, recipe)
     state.stop_signal, state.progress = request.stop, progress
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     if request.ends_early:

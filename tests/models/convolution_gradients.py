@@ -6,7 +6,6 @@ A program of its own, because a faulty kernel may end its process: it prints the
 line, then how many were compared, and exits with 1 if any is wrong.
 """
 
-import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distill.components.build_network import build_network, to_device
+from distill.models.check_convolutions import BATCH, TOLERANCE, gradient_error
 from distill.recipe import recipes
 from distill.teacher.teacher import FrozenTeacher
 from distill.training.loop import step
@@ -27,8 +27,6 @@ from students.resnet import ResNet
 from tests.make_runs import prepared
 from tests.training.test_shipped_recipes import WHOLE, in_small
 
-TOLERANCE = 1e-4  # of the largest gradient: some hundred float32 roundings
-BATCH = 8
 WIDE = 64  # channels, from which one image does: float64 is slow, and small blocks are full
 CPU = torch.device("cpu")
 RECIPES = [
@@ -94,30 +92,14 @@ def of_losses(found: Convolutions) -> None:
             step(run, 0)
 
 
-def gradients(convolution: nn.Conv2d, maps: Tensor, upstream: Tensor) -> tuple[Tensor, ...]:
-    """Of the weight and of the input, by a chosen gradient of the output."""
-    maps = maps.requires_grad_()
-    return torch.autograd.grad(
-        convolution(maps), (convolution.weight, maps), upstream.to(maps.dtype)
-    )
-
-
 def error(convolution: nn.Conv2d, maps: Tensor) -> float:
-    """The largest difference to float64, as a share of the largest gradient."""
-    convolution.requires_grad_()
-    exact = copy.deepcopy(convolution).to(torch.float64, memory_format=torch.contiguous_format)
+    """The largest difference to float64 for random maps, as a share of the largest gradient."""
     layout = torch.channels_last
     if not maps.is_contiguous(memory_format=layout):
         layout = torch.contiguous_format
     batch = 1 if min(convolution.in_channels, convolution.out_channels) >= WIDE else BATCH
     inputs = torch.randn(batch, *maps.shape[1:]).contiguous(memory_format=layout)
-    with torch.no_grad():
-        upstream = torch.randn_like(convolution(inputs))
-    ours = gradients(convolution, inputs, upstream)
-    theirs = gradients(exact, inputs.detach().double().contiguous(), upstream.contiguous())
-    return max(
-        float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
-    )
+    return gradient_error(convolution, inputs)
 
 
 def main() -> int:

@@ -1,0 +1,64 @@
+"""The `doctor` command: check this machine before a training."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.options import DataOption, JsonOption, SetOption, complete_recipe
+from distill.cli.standard_streams import echo_json, stderr, stdout
+from distill.errors import Failure
+from distill.format import counted
+
+if TYPE_CHECKING:
+    from distill.installation import Check
+
+
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="Compare memory and disk with the needs of this recipe.",
+            show_default=False,
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    data: DataOption = None,
+    set_: SetOption = [],
+    as_json: JsonOption = False,
+) -> None:
+    """Check Python, libraries, device, memory, disk, images and convolutions on this machine.
+
+    Exits with 1 if a training would fail, and says what to do about it.
+    """
+    from distill.cli.train_commands import resolve
+    from distill.installation import check_installation
+
+    resolved = None if recipe is None else resolve(recipe, data, set_).recipe
+    checks = check_installation()
+    if all(check.state != "fault" for check in checks):  # else the libraries cannot be imported
+        from distill.terminal.progress import ProgressDisplay
+        from distill.training.check_machine import check_machine
+
+        source = data or ("cifar10" if resolved is None else resolved.data.source)
+        with ProgressDisplay(stderr()) as display:
+            checks += check_machine(resolved, source, progress=display.progress)
+    _print(checks, as_json)
+
+
+def _print(checks: list["Check"], as_json: bool) -> None:
+    """Print the checks; raise Failure, or exit with 1 after JSON, if one is a fault."""
+    faults = [check.name for check in checks if check.state == "fault"]
+    if as_json:
+        echo_json({"ok": not faults, "checks": [asdict(check) for check in checks]})
+        if faults:
+            raise typer.Exit(1)
+        return
+    from distill.terminal.doctor_table import doctor_table
+
+    stdout().print(doctor_table(checks))
+    if faults:
+        listed = "; ".join(faults)
+        raise Failure(f"A training would fail here: {counted(len(faults), 'fault')} ({listed}).")

@@ -1,0 +1,27 @@
+"""The terminal table of `doctor`."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from distill.format import as_typed
+from distill.installation import Check
+from distill.terminal.table_style import blank_table
+
+STYLES = {"ok": "green", "note": "yellow", "fault": "bold red"}
+
+
+def doctor_table(checks: Sequence[Check]) -> Table:
+    """Show each check with its result; below it, what to do about it."""
+    table = blank_table()
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        table.add_row(
+            Text(check.name, "bold"), Text(check.state, STYLES[check.state]), Text(check.found)
+        )
+        if check.advice:
+            table.add_row("", "", Text(as_typed(check.advice), "dim"))
+    return table
