@@ -10,7 +10,7 @@ from distill.files.escape_text import csv_cell, latex
 from distill.format import UNKNOWN
 
 FRACTION = "fraction"  # the unit of numbers in 0..1 that a page shows in percent
-LATEX_HEAD = r"""% \input this file. It needs no package; \usepackage{booktabs} improves the rules.
+LATEX_HEAD = r"""% This table needs no package; \usepackage{booktabs} improves its rules.
 % A character that pdfLaTeX cannot print without a package is written as <U+XXXX>, its code point.
 \providecommand{\toprule}{\hline}
 \providecommand{\midrule}{\hline}

@@ -76,6 +76,10 @@ def test_notebook_is_of_one_finished_student(
     assert_refused(several, "--notebook writes the notebook of one run, and 2 were given", lines=2)
     of_teacher = run_cli("report", teacher, "--notebook", "--out", "page.html")
     assert_refused(of_teacher, "--notebook contains the export of --format project1", lines=2)
+    link = run.path / "report_notebook"
+    link.symlink_to(run.path.parent)
+    assert_refused(run_cli("report", run.path, "--notebook"), f"{link} is a symbolic link", lines=2)
+    link.unlink()
     run.result_file.unlink()
     assert_refused(run_cli("report", run.path, "--notebook"), "is not finished", lines=2)
     assert not (run.path / "report_notebook").exists() and not Path("page.html").exists()
