@@ -47,9 +47,9 @@ def measure_on_test(
     metrics = {measure_name(name, "test"): value for name, value in measured.items()}
     teacher_logits, of_held_out = None, None
     if teacher is not None:
-        teacher_logits, _ = predicted(teacher, test, "the teacher's logits of the test split")
+        teacher_logits, _ = predicted(teacher, test, "the teacher's test logits")
     if held_out is not None:
-        of_held_out = predicted(net, held_out, "the logits of the held-out images")
+        of_held_out = predicted(net, held_out, "the held-out logits")
     if accel.is_main_process:
         write_results.write_evaluation(folder, test, logits, teacher_logits, of_held_out)
     return metrics

@@ -307,11 +307,7 @@ def end_lines(end: End) -> Iterator[Text]:
             if measure_name("top1", split) in end.metrics
         ),
         f"trained for {duration(end.elapsed_s)}",
-        *(
-            []
-            if math.isnan(end.total_s)
-            else [f"{duration(end.total_s)} with preparation and test"]
-        ),
+        *([] if math.isnan(end.total_s) else [f"total {duration(end.total_s)}"]),
     ]
     yield Text(GAP.join(summary), "bold")
     yield label_line("weights", end.weights)

@@ -141,7 +141,7 @@ def _names(run: RunListing, folder: Path, n_trials: int) -> tuple[str, ...]:
     """
     path = Path(run.path)
     name = str(path.relative_to(folder)) if path != folder else path.name
-    best_of = f" (best of {n_trials:,})" if n_trials > 1 else ""
+    best_of = f" best of {n_trials:,}" if n_trials > 1 else ""
     teachers = " + ".join(Path(teacher).name for teacher in run.teachers)
     data = None if run.data is None else Path(run.data).name or run.data
     others = (run.recipe, teachers, data)

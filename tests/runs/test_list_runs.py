@@ -315,7 +315,7 @@ def test_of_trials_the_best_is_shown(tmp_path: Path, group: str) -> None:
     rows = list_runs(tmp_path)
     assert len(rows) == 5, "the list, and --json, has every trial"
     text = "\n".join(printed(sort_runs(rows, "run"), tmp_path, 200))
-    assert re.search(rf"^{group}/trial-0001 \(best of 4\) +.* 70.00 +finished", text, re.M)
+    assert re.search(rf"^{group}/trial-0001 best of 4 +.* 70.00 +finished", text, re.M)
     assert "alone" in text and "trial-0000" not in text and "trial-0002" not in text
     assert "trial-0003: student.safetensors is missing" in text, "a damaged run is not hidden"
     inside = "\n".join(printed(list_runs(tmp_path / group), tmp_path / group, 200))

@@ -238,8 +238,7 @@ def test_without_held_out_images_no_epoch_is_best() -> None:
     lines = logged(start, Step(40, 0, {"images_per_s": 412.3}), epoch, end).splitlines()
     assert lines[-3:-1] == [
         "epoch 1/30   loss 1.234 (hard 0.51, kd 0.80)  412 images/s  2:31 left",
-        "final weights: epoch 30  top1/test 90.00 %  trained for 1:00"
-        "  1:11 with preparation and test",
+        "final weights: epoch 30  top1/test 90.00 %  trained for 1:00  total 1:11",
     ]
     text = bars(start, epoch, Step(50, 1, {}))
     assert "best" not in text and "top1" not in text

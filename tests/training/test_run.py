@@ -313,8 +313,8 @@ def test_every_long_task_is_reported(teacher, tmp_path) -> None:
         "building the networks",
         "measuring top1/val",
         "measuring the test split",
-        "the teacher's logits of the test split",
-        "the logits of the held-out images",
+        "the teacher's test logits",
+        "the held-out logits",
     ):
         done, total = tasks.pop(task)
         assert done == total > 0, task
