@@ -49,6 +49,14 @@ GROUPED = {
         "one file per export format",
     ),
     "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/recipe": (
+        r"schema|loss_schema|recipe_json_schema",
+        "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
+    ),
+    "distill/sweep": (
+        r"sweep_(file|schema|validation)",
+        "load a sweep file, its tables and keys, and all errors of one",
+    ),
     "distill/data/sources": (r"cifar|class_folders|synthetic", "one file per kind of source"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (

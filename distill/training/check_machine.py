@@ -11,12 +11,12 @@ from distill.data.array_cache import cache_folder
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
 from distill.errors import UserError
+from distill.format import format_size
 from distill.installation import Check
 from distill.models.check_convolutions import wrong_gradients
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RUNS, Role
-from distill.teacher.cache_files import format_size
 from distill.training.memory_need import (
     MemoryNeed,
     available_memory,

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from distill.components.build_network import build_network
 from distill.data.image_set import CHANNELS, SIDE
 from distill.errors import UnsuitableRecipe
+from distill.format import format_size
 from distill.models.cost import count_parameters
 from distill.models.out_of_memory import smaller_step_advice
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Optim
 from distill.runs.run_folder import Role
-from distill.teacher.cache_files import format_size
 from distill.training import build, optim
 from distill.training.state import TrainState
 
