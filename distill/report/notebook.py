@@ -21,6 +21,7 @@ from distill.runs.load_run import RunRecord
 from distill.runs.run_folder import write_text
 
 NOTEBOOK, VALUES = "notebook.ipynb", "run.json"
+TEACHERS = "teacher.runs"
 IMPORTS = """\
 import json
 from pathlib import Path
@@ -46,6 +47,7 @@ for axes, (title, lines) in zip(grid.flat, curves.items()):
         values = np.array(values, dtype=float)
         axes.plot(epochs, values, marker="o" if len(epochs) <= 12 else "", label=name)
     axes.set(title=title, xlabel="epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 for axes in grid.flat[len(curves) :]:
     axes.set_axis_off()
@@ -69,7 +71,7 @@ CLASSES = """\
 counts = np.zeros((len(names), len(names)), dtype=int)  # by label and prediction
 np.add.at(counts, (labels.numpy(), logits.argmax(dim=1).numpy()), 1)
 shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-figure, axes = plt.subplots(figsize=(6, 6))
+figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
 axes.imshow(np.sqrt(shares), cmap="Blues")  # the root makes rare mistakes visible
 axes.set(xlabel="prediction", ylabel="label")
 if len(names) <= 20:
@@ -168,13 +170,17 @@ def notebook(
 
 
 def _training_text(record: RunRecord) -> Iterator[str]:
-    """Yield the lines of the Markdown on the training, with the recipe's keys as a table."""
+    """Yield the lines of the Markdown on the training, with the recipe's keys as a table.
+
+    Run folders of teachers, which are paths of this machine, are left out.
+    """
     name = record.requested_recipe
     yield "## Training\n"
     yield f"The recipe {markdown(name or '')} sets these keys; all others have their defaults.\n"
     yield "| key | value |\n| --- | --- |"
     for key, value in recipes.changed_values(record.recipe).items():
-        yield f"| {_cell(key)} | {_cell(value)} |"
+        if key != TEACHERS:
+            yield f"| {_cell(key)} | {_cell(value)} |"
 
 
 def _cell(text: str) -> str:

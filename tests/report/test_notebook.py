@@ -55,6 +55,8 @@ def test_notebook_is_executed_and_runs_again_in_jupyter(run: RunFolder, run_cli:
     assert f"{known['parameters']:,} parameters\n" in text
     assert f"test accuracy {top1:.2f} % of 2,000 images\n" in text
     assert pictures(document) == 3
+    assert str(run.path.parent) not in (folder / "notebook.ipynb").read_text()
+    assert "teacher.runs" not in "".join(cell.source for cell in document.cells)
     assert "class BasicBlock(nn.Module):" in "".join(cell.source for cell in document.cells)
     code = [cell for cell in document.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
