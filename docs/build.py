@@ -1,11 +1,10 @@
-"""Generate parts of the documents: the README's recipes and picture, the lists of modules, of
-networks and of the keys of a recipe; and the JSON schema of recipes.
+"""Generate parts of the documents, the JSON schema of recipes and the README's picture of a run.
 
-    python -m docs.build              update the README's table of recipes, from their [about]
-                                      tables, the list of modules in docs/architecture.md, from
-                                      the first lines of their docstrings, the table of networks
-                                      in docs/networks.md, the keys of a recipe in docs/recipes.md,
-                                      and recipes/recipe.schema.json
+    python -m docs.build              update the tables of recipes and of their keys in
+                                      docs/recipes.md, from their [about] tables and from the
+                                      schema; the list of modules in docs/architecture.md, from the
+                                      first lines of their docstrings; the table of networks in
+                                      docs/networks.md; and recipes/recipe.schema.json
     python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
     python -m docs.build --check      write nothing; exit 1 if one of them is stale
 
@@ -30,7 +29,6 @@ from docs.recipe_keys import key_tables
 from networks import network_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PICTURE = ROOT / "docs" / "run.svg"
 COLUMNS = ("recipe", "claim", "measured")
@@ -85,7 +83,7 @@ def recipe_table() -> str:
 
 def _cells(name: str, path: Path, about: About) -> tuple[str, ...]:
     kind = "" if path.parent.name == "recipes" else f" ({path.parent.name.removesuffix('s')})"
-    linked = f"[`{name}`]({path.relative_to(ROOT).as_posix()}){kind}"
+    linked = f"[`{name}`](../{path.relative_to(ROOT).as_posix()}){kind}"
     measured = f"{about.accuracy}; on {about.hardware}, minutes: {about.minutes}"
     return linked, about.claim, "" if about.accuracy == NOT_YET else measured
 
@@ -159,7 +157,7 @@ class Section:
         return f"{before}{self.begin}\n{self.text()}\n{self.end}{after}"
 
 
-RECIPES = Section(README, "recipes", recipe_table)
+RECIPES = Section(ROOT / "docs" / "recipes.md", "recipes", recipe_table)
 MODULES = Section(ARCHITECTURE, "modules", module_list)
 NETWORKS = Section(ROOT / "docs" / "networks.md", "networks", network_table)
 KEYS = Section(ROOT / "docs" / "recipes.md", "keys", key_tables)

@@ -42,7 +42,7 @@ def test_each_recipe_has_a_row_with_its_facts() -> None:
     assert len(rows) == len(paths) > 0
     print(f"{len(paths)} recipes read")
     for path in paths:
-        (row,) = [row for row in rows if f"({path.relative_to(REPO).as_posix()})" in row]
+        (row,) = [row for row in rows if f"(../{path.relative_to(REPO).as_posix()})" in row]
         about = tomllib.loads(path.read_text())["about"]
         assert about["claim"] in row and about["command"] and about["teacher"]
         for key in ("hardware", "minutes", "accuracy"):
@@ -66,7 +66,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_stale_readme_is_rebuilt_between_markers(readme: Path) -> None:
     before = readme.read_text()
-    with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
+    with pytest.raises(SystemExit, match=r"recipes.md is stale.*python -m docs.build"):
         build.main(["--check"])
     assert readme.read_text() == before
     build.main([])
