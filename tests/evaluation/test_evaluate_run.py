@@ -33,7 +33,9 @@ def drawn_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         load = cache(load_data_set.load)
         patch.setattr(
-            load_data_set, "load", lambda source, split, progress=None: load(source, split)
+            load_data_set,
+            "load",
+            lambda source, split, size=None, progress=None: load(source, split),
         )
         yield
 
@@ -226,7 +228,9 @@ def test_runs_of_different_test_splits_are_not_compared(distilled, tmp_path, mon
     test = load_data_set.load("synthetic", "test")
     fewer = load_data_set.subset(test, np.arange(1999))
     monkeypatch.setattr(
-        evaluate_run, "test_split", lambda name, progress: fewer if name == "elsewhere" else test
+        evaluate_run,
+        "test_split",
+        lambda name, size, progress: fewer if name == "elsewhere" else test,
     )
     with pytest.raises(UserError, match="have different test splits: synthetic .* and elsewhere"):
         evaluate_run.evaluate_run(distilled[0], EvalOptions(against=folder.path))
