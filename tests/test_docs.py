@@ -66,7 +66,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_stale_readme_is_rebuilt_between_markers(readme: Path) -> None:
     before = readme.read_text()
-    with pytest.raises(SystemExit, match=r"recipes.md is stale.*python -m docs.build"):
+    with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
         build.main(["--check"])
     assert readme.read_text() == before
     build.main([])
@@ -115,15 +115,15 @@ def finished_run(folder: Path) -> Path:
     for event in (start, Epoch(1, 10, {"loss/total": 2.0}, True, 1.0, 1.0)):
         record(event)
     record(End(2, {"top1/test": 0.5}, 9, 2.0, "w"))
-    (folder / "recipe.toml").touch()
+    recipe = recipes.load("tiny").recipe
+    (folder / "recipe.toml").write_text(recipes.dumps(recipe))
     result = {
         "role": "student",
         "teacher": {"runs": []},
-        "network": "ResNet",
-        "parameters": 9,
+        **{key: recipes.count_networks("tiny")[key] for key in ("network", "parameters")},
         "metrics": {"top1/test": 0.5},
         "elapsed_s": 2.0,
-        "epochs": 2,
+        "epochs": recipe.train.epochs,
     }
     write_json(folder / "result.json", result)
     return folder

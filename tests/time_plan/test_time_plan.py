@@ -337,3 +337,17 @@ def test_other_precision_is_compared_in_equal_batches(machine: Machine) -> None:
     machine.patch.setattr(measure_speed, "measure", noting)
     machine.plan(120)
     assert set(rivals) == {math.inf, 0.25}
+
+
+def test_recipes_that_fit_are_timed_first(machine: Machine) -> None:
+    """There is time for six measurements: two each of the most accurate recipe and of a teacher, in
+    two precisions, and two of another recipe that fits, not of a more accurate one that does not.
+    """
+    machine.takes_s = 7.0
+    other = "kd_cutmix+two_cores"
+    minutes = {row["recipe"]: row["minutes"] for row in machine.plan(1e6)["recipes"]}
+    budget = 1.1 * minutes["fast_alone"]
+    assert minutes[other] < budget < minutes["fast_kd"] < time_plan.FASTEST * budget
+    planned = machine.plan(budget)
+    timed = {row["recipe"] for row in planned["recipes"] if row["is_timed"]}
+    assert timed == {"fast_alone", "fast_teacher", other}
