@@ -22,8 +22,8 @@ INT64 = range(-(1 << 63), 1 << 64)  # allowed integers: signed or unsigned 64 bi
 LONGEST_NUMBER = 25  # characters of a number written as text
 LONGEST_KEY = 1000  # characters; comparing equal keys takes time in proportion to their length
 NAMES_OF_TYPES = {
-    dict: "dictionary", str: "text", int: "number", float: "number", bool: "number",
-    type(None): "nothing",
+    dict: "dictionary", str: "string", bytes: "string", int: "number", float: "number",
+    bool: "number", type(None): "null",
 }  # fmt: skip
 LONGEST_NAME = 80  # characters of a name from the pickle that a message shows
 
@@ -215,7 +215,7 @@ class Machine:
         keys = items[::2]
         for key in keys:
             if not isinstance(key, self.key_types):
-                raise InvalidPickle(f"a key is a {type_name(key)}, not text")
+                raise InvalidPickle(f"a key is {type_name(key)}, not text")
             if isinstance(key, str | bytes) and len(key) > LONGEST_KEY:
                 raise InvalidPickle(
                     f"a key has {len(key):,} characters; at most {LONGEST_KEY:,} are read"
@@ -239,8 +239,10 @@ def name_text(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """Return the type of a value, or of the placeholder of one, for messages."""
-    return NAMES_OF_TYPES.get(type(value)) or type(value).__name__.strip("_").lower()
+    """Return the type of a value, or of the placeholder of one, for messages: `a list`."""
+    noun = NAMES_OF_TYPES.get(type(value)) or type(value).__name__.strip("_").lower()
+    noun = noun.removeprefix("nd")  # numpy's arrays
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _checked_integer(number: int) -> int:

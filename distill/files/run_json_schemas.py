@@ -39,6 +39,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 
 
+# What is wrong with a value, by pydantic's name of the error.
+FAULTS = {
+    "string_type": "it is not text",
+    "string_too_long": "it has more than {max_length} characters",
+    "string_pattern_mismatch": "it is not written as a sweep writes it",
+    "int_type": "it is not a whole number",
+    "int_from_float": "it is not a whole number",
+    "int_parsing": "it is not a whole number",
+    "float_type": "it is not a number",
+    "finite_number": "it is not finite",
+    "bool_type": "it is neither true nor false",
+    "list_type": "it is not a list",
+    "dict_type": "it is not a table",
+    "model_type": "it is not a table",
+    "tuple_type": "it is not a list",
+    "none_required": "it is not null",
+    "literal_error": "it is not {expected}",
+    "greater_than": "it is not above {gt}",
+    "greater_than_equal": "it is below {ge}",
+    "less_than": "it is not below {lt}",
+    "less_than_equal": "it is above {le}",
+    "extra_forbidden": "it is unknown",
+}
 OPEN = ConfigDict(strict=True, extra="allow")  # no conversions; unknown keys are accepted
 
 
@@ -371,9 +394,12 @@ def _first_error(fault: ValidationError) -> str:
 
     Missing keys are ignored, and so are names that are not UTF-8, which pydantic rejects.
     """
-    for error in fault.errors(include_url=False, include_input=False, include_context=False):
+    for error in fault.errors(include_url=False, include_input=False):
         if error["type"] not in ("missing", "string_unicode"):
             key = ".".join(map(str, error["loc"]))[:60]
+            context = error.get("ctx", {})
+            known = FAULTS.get(error["type"])
             message = error["msg"].removeprefix("Value error, ")
+            message = message if known is None else known.format(**context)
             return f"{key!r}: {message}"[:LONGEST_REASON] if key else message[:LONGEST_REASON]
     return ""

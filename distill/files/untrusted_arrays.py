@@ -189,7 +189,8 @@ def _convert_zip_errors() -> Iterator[None]:
         raise
     except Exception as error:
         # Shortened: some of zipfile's messages quote up to 64 kB of the file.
-        raise InvalidArray(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}") from error
+        reason = str(error)[:LONGEST_REASON]
+        raise InvalidArray(f"is no valid zip archive ({reason})") from error
 
 
 def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:

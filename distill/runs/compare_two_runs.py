@@ -133,6 +133,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _predictions(run: RunFolder) -> Predictions:
     run_folder.check_is_tested(run)
+    check_same_run.check_recipe_of_result(run)
     predictions = read_predictions.read_run(run)
     if predictions is None:
         raise UserError(

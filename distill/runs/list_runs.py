@@ -132,7 +132,7 @@ def _first_line(fault: Exception) -> str:
         return fault.faults[0]
     if isinstance(fault, UserError):
         return str(fault).splitlines()[0]
-    return f"its files do not have the expected content ({type(fault).__name__}: {fault})"
+    return "its files do not have the expected content"
 
 
 def _finished(run: RunFolder, row: RunListing) -> RunListing:

@@ -21,6 +21,10 @@ from distill.training.state import TrainState
 
 MOST_EPOCHS = 1_000_000  # limit for a run with a budget in minutes
 LONGEST_NAME = 60  # characters of a name or value in a message
+NAMES = {  # of types in messages
+    bool: "a truth value", int: "a whole number", float: "a number with a fraction", str: "text",
+    bytes: "text", list: "a list", tuple: "a list", dict: "a table", Tensor: "a tensor",
+}  # fmt: skip
 
 
 class UnfitState(Exception):
@@ -274,7 +278,7 @@ def _check_number(name: str, value: Any, kind: type, least: int, most: int) -> N
 
 def _check_type(name: str, value: Any, kind: type) -> None:
     if type(value) is not kind:
-        raise UnfitState(f"{name} is {_type_name(value)}, not {_article(kind.__name__)}")
+        raise UnfitState(f"{name} is {_type_name(value)}, not {NAMES[kind]}")
 
 
 def _table(value: Any, name: str) -> Mapping[str, Any]:
@@ -284,11 +288,7 @@ def _table(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def _type_name(value: object) -> str:
-    return "missing" if value is None else _article(type(value).__name__)
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return "missing" if value is None else NAMES.get(type(value), "something else")
 
 
 def _dtype_name(tensor: Tensor) -> str:

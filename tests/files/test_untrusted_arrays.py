@@ -142,7 +142,7 @@ def test_a_bomb_among_predictions_is_refused(
             (1 << 30).to_bytes(4, "little"),
             "declares 1,073,741,824 bytes, more than it can hold",
         ),
-        (16, b"abcd", "BadZipFile: Bad CRC-32"),
+        (16, b"abcd", r"is no valid zip archive \(Bad CRC-32"),
     ],
     ids=["encrypted", "lzma", "packed size", "unpacked size", "checksum"],
 )
@@ -163,7 +163,9 @@ def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
     )
     content[26:28] = (6000).to_bytes(2, "little")  # the name's length in the member's own header
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(UserError, match="BadZipFile: File name in directory") as caught:
+    with pytest.raises(
+        UserError, match=r"is no valid zip archive \(File name in directory"
+    ) as caught:
         images_to_predict.load(tmp_path / "a.npz")
     assert len(str(caught.value)) < 500
 

@@ -84,7 +84,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         ("a.pth", b"no file of torch", "a.pth cannot be read: it is not what torch.save writes"),
         ("a.safetensors", b"\x08", "a.safetensors is not a valid safetensors file: it is damaged"),
         ("a.pth", {"lr": 1.0, "a": {}, "b": {}}, "no dictionary of tensors.*found: lr, a, b"),
-        ("a.pth", [1, 2], "no dictionary of tensors.*found: list"),
+        ("a.pth", [1, 2], "no dictionary of tensors.*found: a list"),
     ],
 )
 def test_unusable_file_is_one_message(

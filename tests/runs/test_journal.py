@@ -116,7 +116,7 @@ def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
         ("null", "is not an event"),
         ('{"event": []}', "is not an event"),
         ('{"event": "party"}', "is not an event"),
-        ('{"event": "step", "step": "7"}', "is not an event: 'step': Input should be a valid int"),
+        ('{"event": "step", "step": "7"}', "is not an event: 'step': it is not a whole number"),
         ('{"event": "step", "metrics": [1]}', "is not an event: 'metrics'"),
         ('{"event": "step", "metrics": {"lr": "0"}}', "is not an event: 'metrics.lr'"),
         ('{"event": "start", "notes": 5}', "is not an event: 'notes'"),

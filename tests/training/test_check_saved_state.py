@@ -140,14 +140,17 @@ def mapped(name: str, change: Callable[[Tensor], object]) -> Callable[[Tensors],
         (put("step", torch.tensor(3.0)), "step of parameter 0 is 3, not one of 0 to 2"),
         (put("step", torch.tensor(-1.0)), "step of parameter 0 is -1, not one of 0 to 2"),
         (put("step", torch.tensor(0.5)), "step of parameter 0 is 0.5, not a whole number"),
-        (put("step", 2), "step of parameter 0 is an int, not a tensor"),
+        (put("step", 2), "step of parameter 0 is a whole number, not a tensor"),
         (put("momentum_buffer", torch.zeros(1)), "parameter 0 has exp_avg, exp_avg_sq, momentum_b"),
         (lambda tensors: first(tensors).pop("step"), "parameter 0 has exp_avg, exp_avg_sq, not "),
         (
             lambda tensors: tensors["optimizer"]["state"].update({999: {}}),
             "its optimizer has a state of 999",
         ),
-        (lambda tensors: tensors["optimizer"]["state"].update({0: 7}), "of parameter 0 is an int"),
+        (
+            lambda tensors: tensors["optimizer"]["state"].update({0: 7}),
+            "of parameter 0 is a whole number",
+        ),
         (lambda tensors: tensors["optimizer"].update(state=[]), "its optimizer's state is a list"),
         (
             lambda tensors: tensors["optimizer"].pop("param_groups"),
@@ -178,9 +181,13 @@ def test_unfit_optimizer_state_is_refused(
         (
             "lamb",
             lambda tensors: tensors["optimizer"]["param_groups"][0].update(step="2"),
-            "step of group 0 is a str, not a tensor",
+            "step of group 0 is text, not a tensor",
         ),
-        ("adafactor", put("step", 2.0), "step of parameter 0 is a float, not an int"),
+        (
+            "adafactor",
+            put("step", 2.0),
+            "step of parameter 0 is a number with a fraction, not a whole number",
+        ),
         ("nadam", put("mu_product", torch.tensor(1.3)), "mu_product of parameter 0 is 1.3"),
         ("muon", mapped("use_muon", lambda use: not use), "use_muon of parameter 0 is"),
     ],
@@ -263,7 +270,7 @@ def replaced(part: str, change: Callable[[Tensor], object]) -> Callable[[Tensors
         (lambda tensor: tensor[:1], "has shape [1, "),
         (Tensor.double, "is float64, not float32"),
         (lambda tensor: tensor * torch.inf, "is not finite"),
-        (lambda tensor: "x", "is a str, not a tensor"),
+        (lambda tensor: "x", "is text, not a tensor"),
     ],
 )
 def test_unfit_network_state_is_refused(
@@ -303,11 +310,14 @@ def replace_mean(tensors: Tensors) -> None:
         ({"counts": {"hard": 2}}, "sums have shape [1, 2], not [processes, 1]"),
         ({"counts": {"hard": 2, "\x1b[31m": 2}}, "counts name '\\x1b[31m'"),
         ({"counts": {"hard": 2, "total": 0}}, "count of total is 0, not one of 1 to 2"),
-        ({"counts": {"hard": 2, "total": "2"}}, "count of total is a str, not an int"),
-        ({"counts": {"hard": 2, "total": True}}, "count of total is a bool, not an int"),
+        ({"counts": {"hard": 2, "total": "2"}}, "count of total is text, not a whole number"),
+        (
+            {"counts": {"hard": 2, "total": True}},
+            "count of total is a truth value, not a whole number",
+        ),
         ({"counts": [1, 2]}, "counts is a list, not a table"),
         ({"count": 3}, "count is 3, not one of 0 to 2"),
-        ({"count": 2.0}, "count is a float, not an int"),
+        ({"count": 2.0}, "count is a number with a fraction, not a whole number"),
         ({"sums": None}, "sums is missing, not a tensor"),
         ({"sums": [[1.0, 1.0]]}, "sums is a list, not a tensor"),
         ({"sums": torch.ones(2)}, "sums have shape [2]"),
@@ -326,11 +336,14 @@ def test_unfit_mean_losses_are_refused(
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"scale": "x"}, "its scaler's scale is a str, not a float"),
+        ({"scale": "x"}, "its scaler's scale is text, not a number with a fraction"),
         ({"scale": 0.0}, "its scaler's scale is 0.0"),
         ({"scale": float("nan")}, "its scaler's scale is nan"),
         ({"_growth_tracker": -1}, "its scaler's _growth_tracker is -1, not one of 0 to 1999"),
-        ({"_growth_tracker": torch.ones(2)}, "its scaler's _growth_tracker is a Tensor, not an i"),
+        (
+            {"_growth_tracker": torch.ones(2)},
+            "its scaler's _growth_tracker is a tensor, not a whole number",
+        ),
     ],
 )
 def test_unfit_scaler_state_is_refused(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distill.data.image_set import CHANNELS, MOST_CLASSES, SIDE, ImageSet, Split, fault_of_names
 from distill.data.sources import unpickle
 from distill.errors import UserError, data_error
-from distill.files.pickle_machine import text
+from distill.files.pickle_machine import text, type_name
 from distill.files.tar_archives import InvalidArray, Member, content_of, open_tar
 from distill.format import counted
 
@@ -240,7 +240,7 @@ def _check_names(names: Sequence[object], layout: Layout) -> None:
         )
     for name in names:
         if not isinstance(name, str | bytes):
-            raise ValueError(f"{layout.names_key} holds a {type(name).__name__}, not a name")
+            raise ValueError(f"{layout.names_key} holds {type_name(name)}, not a name")
         if len(name) > LONGEST_NAME:
             raise ValueError(f"{layout.names_key} holds a name of {len(name):,} characters")
 
@@ -261,7 +261,7 @@ def _batch(
         raise ValueError(f"has no {' and no '.join(map(repr, absent))}")
     data, labels = batch["data"], _labels(batch[layout.labels_key], layout)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
-        raise ValueError(f"data is {getattr(data, 'dtype', type(data).__name__)}, not uint8")
+        raise ValueError(f"data is {getattr(data, 'dtype', type_name(data))}, not uint8")
     if data.ndim != 2 or data.shape[1] != IMAGE_BYTES:
         raise ValueError(f"data has the shape {list(data.shape)}, not [N, {IMAGE_BYTES}]")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -281,11 +281,10 @@ def _labels(values: object, layout: Layout) -> NDArray[Any]:
     if isinstance(values, np.ndarray):
         return values
     if not isinstance(values, list | tuple):
-        raise ValueError(f"{layout.labels_key} is a {type(values).__name__}, not integers [N]")
+        raise ValueError(f"{layout.labels_key} is {type_name(values)}, not integers [N]")
     for value in values:
         if not isinstance(value, int | float):
-            kind = type(value).__name__
-            raise ValueError(f"{layout.labels_key} holds a {kind}, not integers [N]")
+            raise ValueError(f"{layout.labels_key} holds {type_name(value)}, not integers [N]")
     return np.asarray(values)
 
 

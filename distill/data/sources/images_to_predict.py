@@ -24,7 +24,7 @@ from distill.data.sources import pictures, unpickle
 from distill.data.sources.cifar import IMAGE_BYTES
 from distill.data.sources.pictures import DecodedPictures
 from distill.errors import UserError, data_error
-from distill.files.pickle_machine import text
+from distill.files.pickle_machine import text, type_name
 from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.tar_archives import content_of
 from distill.files.untrusted_arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
@@ -130,7 +130,7 @@ def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
         raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
     array = arrays[names[0]]
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{names[0]} is a {type(array).__name__}, not an array")
+        raise ValueError(f"{names[0]} is {type_name(array)}, not an array")
     if array.dtype.kind == "f":
         raise ValueError(
             f"{names[0]} is {array.dtype}: whether it is scaled or normalised is unknown. "
@@ -187,7 +187,7 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
     except (SystemError, ValueError) as error:  # code points beyond Unicode
         raise ValueError(f"ids is unreadable ({error})") from error
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise ValueError(f"ids is {type(ids).__name__}, not a list of [{n}]")
+        raise ValueError(f"ids is {type_name(ids)}, not a list of [{n}]")
     if len(values) != n:
         raise ValueError(f"{counted(n, 'image')} but {counted(len(values), 'id')}")
     invalid = [v for v in values if isinstance(v, bool) or not isinstance(v, NAMES)]
@@ -201,7 +201,7 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
 
 def _format_value(value: object) -> str:
     """Format a value for a message; of a list, which may be long, only the type."""
-    return f"a {type(value).__name__}" if isinstance(value, list | dict | tuple) else repr(value)
+    return type_name(value) if isinstance(value, list | dict | tuple) else repr(value)
 
 
 def _repeated_ids(ids: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distill.data.image_set import CHANNELS, Progress
 from distill.files.regular_file import content_of
@@ -89,7 +89,9 @@ def decode(
     except UnusablePicture:
         raise
     except Exception as error:  # Pillow's decoders fail in many ways: OSError, SyntaxError, …
-        raise ValueError(f"unreadable ({type(error).__name__}: {error})") from error
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is unknown" if is_unknown else str(error) or "damaged"
+        raise ValueError(f"unreadable ({reason})") from error
 
 
 def content(path: Path) -> bytes:

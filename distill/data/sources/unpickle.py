@@ -66,7 +66,7 @@ def loads(content: bytes) -> dict[str, object]:
     try:
         loaded = Machine(content, _Arrays(), most_steps=MOST_STEPS).run()
         if not isinstance(loaded, dict):
-            raise InvalidArray(f"holds a {type_name(loaded)}, not a dictionary")
+            raise InvalidArray(f"holds {type_name(loaded)}, not a dictionary")
         check = _Check()
         for value in {id(value): value for value in loaded.values()}.values():
             check.value(value, 1)
@@ -99,13 +99,13 @@ class _Check:
         elif isinstance(value, list | tuple | dict | np.ndarray):
             self._container(value, depth)
         elif not (value is None or isinstance(value, int | float)):
-            raise InvalidArray(f"truncated or damaged (a {type_name(value)} instead of a value)")
+            raise InvalidArray(f"truncated or damaged ({type_name(value)} instead of a value)")
 
     def _container(self, value: Any, depth: int) -> None:
         if depth > DEEPEST:
             raise InvalidArray(f"is nested deeper than {DEEPEST} lists")
         if id(value) in self.seen and len(value):
-            raise InvalidArray(f"has the same {type(value).__name__} several times in a list")
+            raise InvalidArray(f"has {type_name(value)} several times in a list")
         self.seen.add(id(value))
         if not isinstance(value, np.ndarray):
             for item in value.values() if isinstance(value, dict) else value:

@@ -163,12 +163,12 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
     [
         ({"labels": None}, "data_batch_1: has no 'labels'"),
         ({"labels": None, "data": None}, "data_batch_1: has no 'data' and no 'labels'"),
-        ({"data": [1, 2]}, "data_batch_1: data is list, not uint8"),
+        ({"data": [1, 2]}, "data_batch_1: data is a list, not uint8"),
         ({"labels": [0, 1, 2, 0, 1, -1]}, r"label -1 is outside 0\.\.2"),
         ({"labels": [0.5] * 6}, r"labels is float64 \[6\], not integers \[N\]"),
-        ({"labels": 7}, "labels is a int, not integers"),
-        ({"labels": {b"a": 1}}, "labels is a dict, not integers"),
-        ({"labels": [0, 1, 2, 0, 1, "x" * 10_000]}, "labels holds a str, not integers"),
+        ({"labels": 7}, "labels is a number, not integers"),
+        ({"labels": {b"a": 1}}, "labels is a dictionary, not integers"),
+        ({"labels": [0, 1, 2, 0, 1, "x" * 10_000]}, "labels holds a string, not integers"),
         ({"labels": [[0], [1]]}, r"labels holds a list, not integers \[N\]"),
         (
             {"labels": [0, 1], "data": np.zeros((2, 3072), dtype=np.uint8)},
@@ -206,7 +206,7 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "fault"),
     [
-        ({"label_names": ["a", 3]}, "batches.meta: label_names holds a int, not a name"),
+        ({"label_names": ["a", 3]}, "batches.meta: label_names holds a number, not a name"),
         ({"label_names": ["a" * 1001]}, "label_names holds a name of 1,001 characters"),
         ({"label_names": ["a"] * 70_000}, "label_names has 70,000 names; the maximum is 65,536"),
         (

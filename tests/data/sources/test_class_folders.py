@@ -95,11 +95,17 @@ def test_what_systems_hide_in_folders_is_passed_over(tmp_path: Path) -> None:
             lambda p: Image.new("CMYK", (32, 32)).save(p, format="JPEG"),
             "train/bee/0.png: has the colour mode CMYK, not RGB, greyscale or palette",
         ),
-        (lambda p: p.write_bytes(b"nothing"), r"train/bee/0.png: unreadable \(UnidentifiedImage"),
-        (lambda p: p.write_bytes(p.read_bytes()[:900]), r"train/bee/0.png: unreadable \(OSError"),
+        (
+            lambda p: p.write_bytes(b"nothing"),
+            r"train/bee/0.png: unreadable \(its format is unknown",
+        ),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:900]),
+            r"train/bee/0.png: unreadable \(image file is truncated",
+        ),
         (
             lambda p: Image.fromarray(pixels(0)).save(p, format="BMP"),
-            r"train/bee/0.png: unreadable \(UnidentifiedImage",
+            r"train/bee/0.png: unreadable \(its format is unknown",
         ),
     ],
     ids=["size", "transparency", "mode", "garbage", "truncated", "format"],

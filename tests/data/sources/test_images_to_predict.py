@@ -92,7 +92,7 @@ def test_arrays_of_other_sizes_are_resized_by_pillow(tmp_path: Path) -> None:
         ({"x": PIXELS, "y": PIXELS}, "holds 'x', 'y'; the images must be called data or images"),
         ([PIXELS], "holds a list, not a dictionary"),
         ({"data": PIXELS, "ids": [1, 2, 3]}, "4 images but 3 ids"),
-        ({"data": PIXELS, "ids": 7}, "ids is int, not a list of [4]"),
+        ({"data": PIXELS, "ids": 7}, "ids is a number, not a list of [4]"),
         ({"data": PIXELS, "ids": [1, 2, 3, 4.5]}, "an id is 4.5; ids are whole numbers or text"),
         ({"data": PIXELS, "ids": [1, 2, 3, None]}, "an id is None; ids are"),
         ({"data": PIXELS, "ids": [1, 2, True, 4]}, "an id is True; ids are"),
@@ -218,7 +218,7 @@ def test_every_unusable_picture_is_named(tmp_path: Path) -> None:
         f"4 faults in {tmp_path}:\n  film.webp: is an animation, not one picture\n"
     )
     assert "print.jpg: has the colour mode CMYK; save it as RGB" in message
-    assert "text.png: unreadable (UnidentifiedImageError" in message
+    assert "text.png: unreadable (its format is unknown" in message
     assert "id good occurs 2 times" in message
 
 

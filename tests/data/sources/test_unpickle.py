@@ -308,7 +308,7 @@ def test_one_list_under_many_keys_costs_linear_time(wrapped: bytes) -> None:
     if wrapped == b"h\x00":
         assert unpickle.loads(content)["\1\0\0\0"] == [None] * n
     else:
-        with pytest.raises(ValueError, match="has the same list several times"):
+        with pytest.raises(ValueError, match="has a list several times"):
             unpickle.loads(content)
     assert time.process_time() - start < 0.5
 
@@ -347,5 +347,5 @@ def test_an_array_memoized_twice_is_one_array() -> None:
     content = b"\x80\x02}U\x01a" + UNFINISHED + b"q\x01q\x02" + STATE + b"bs."
     assert unpickle.loads(content)["a"].tolist() == [120]  # type: ignore[attr-defined]
     both = content[:-1] + b"U\x01b](h\x01h\x02es."
-    with pytest.raises(ValueError, match="has the same ndarray several times"):
+    with pytest.raises(ValueError, match="has an array several times"):
         unpickle.loads(both)
