@@ -45,7 +45,8 @@ KINDS: dict[str, type[Event]] = {  # by their names in the journal
 }
 LARGEST = 1 << 30  # most bytes of a journal
 MOST_LINES = 1_000_000
-MOST_METRICS = 100  # most metrics of an event; a recipe has at most as many as loss terms, and ten
+# Most names of metrics in a journal; a recipe has one for each loss term, and about ten.
+MOST_METRICS = 100
 LONGEST_LINE = 1 << 22  # most bytes of a line; the line of a step has about 500
 
 
@@ -90,13 +91,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a journal as dicts; an empty list if the file does not exist yet.
 
     A last line that is incomplete because the process was killed is left out. Raises UserError if
-    the file cannot be read, or if another line is not JSON or not an event.
+    the file cannot be read, if another line is not JSON or not an event, or if the events have more
+    than MOST_METRICS names of metrics: a report draws a curve for each name.
     """
     texts = _lines(path) if path.exists() else iter(())
-    rows = []
+    rows, names = [], set[str]()
     for number, text in enumerate(texts, start=1):
         try:
-            rows.append(_row(text))
+            row = _row(text)
+            names.update(row.get("metrics") or ())
+            if len(names) > MOST_METRICS:
+                raise Invalid(f"has more than {MOST_METRICS} metrics, with those before it")
+            rows.append(row)
         except Invalid as fault:
             if fault.syntax and next(texts, None) is None:
                 break

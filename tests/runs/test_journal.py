@@ -261,6 +261,17 @@ def test_event_of_many_metrics_is_refused(tmp_path: Path) -> None:
         journal.read(path)
 
 
+def test_events_of_many_metrics_are_refused(tmp_path: Path) -> None:
+    """Each of them has few; a report of 1,200 names would take minutes."""
+    path = tmp_path / "journal.jsonl"
+    lines = [journal.line(Step(n, 0, {f"loss/t{n}": 0.0})) for n in range(1, 102)]
+    path.write_text("\n".join(lines[:100]) + "\n")
+    assert len(journal.read(path)) == 100
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="line 101 has more than 100 metrics, with those before"):
+        journal.read(path)
+
+
 def test_long_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"event": "end"}\n{"event": "end", "a": "bcd"}\n')
