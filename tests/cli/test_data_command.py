@@ -44,7 +44,7 @@ def test_info_describes_an_incomplete_set(run_cli: RunCli, pets: Path) -> None:
     assert "test_images" not in facts
     (fault,) = facts["faults"]
     assert fault.startswith(f"1 fault in {pets}:\n  test/: missing")
-    assert result.err.endswith(f"\n{fault}\n")
+    assert result.err.endswith(f"{fault}\n")
     assert "Traceback" not in result.err
 
 

@@ -32,7 +32,7 @@ def record(name: str, right: int, *overrides: str, finished: bool = True) -> Run
         "elapsed_s": 2.0,
         "epoch": 1,
         "class_names": ["a", "b", "c", "d"],
-        "data": {"fingerprint": "f", "val_images": 5, "source": "synthetic"},
+        "data": {"fingerprint": "f", "train_images": 45, "val_images": 5, "source": "synthetic"},
         "teacher": {"runs": [], "fingerprint": "", "top1": None},
         "metrics": {"top1/test": right / N, "nll/test": 1.0, "ece/test": 0.1, "top1/val": 0.5},
         "weights": f"cd34 {name}",

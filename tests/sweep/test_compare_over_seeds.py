@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distill.errors import UserError
+from distill.files.run_json_schemas import fingerprint_of_names
 from distill.recipe import recipes
 from distill.runs.run_folder import file_sha256, write_json
 from distill.sweep import compare_over_seeds
@@ -48,7 +49,7 @@ def finished(
         each.folder.path.mkdir(parents=True, exist_ok=True)
         teacher = "" if each.is_control else "t"
         result = {
-            "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
+            "role": "student", "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
             "data": {"fingerprint": data, "source": "d"} | tested,
             "teacher": {"fingerprint": teacher},
         }  # fmt: skip
@@ -94,6 +95,7 @@ def test_seed_that_contradicts_predictions_is_refused(tmp_path: Path) -> None:
     np.savez(first.folder.evaluation, logits=logits, labels=labels)
     result = {k: v for k, v in first.folder.result().items() if k != "class_names"}
     result["evaluation"] = file_sha256(first.folder.evaluation)
+    result["data"] |= {"class_names_fingerprint": fingerprint_of_names(list("abcd"))}
     write_json(first.folder.result_file, result | {"class_names": list("abcd")})
     with pytest.raises(UserError, match=r"top1/test = 40.00 %, but the predictions .* 75.00 %"):
         compare_over_seeds.summary(planned)

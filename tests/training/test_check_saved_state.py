@@ -211,7 +211,7 @@ BEST = {"epoch": 0, "metrics": {}, "weights": ""}
     [
         ({"total_steps": 11}, "its total_steps is 11, not 10"),
         ({"step": 11}, "its step after 0 epochs is 11, not one of 0 to 10"),
-        ({"epoch": 1}, "its step after 1 epochs is 2, not 10"),
+        ({"epoch": 1}, "its step after 1 epoch is 2, not 10"),
         ({"epoch": 2, "step": 10}, "its epoch is 2, not one of 0 to 1"),
         ({"best": BEST | {"epoch": 1}}, "its best epoch is 1, not 0"),
         ({"best": BEST | {"metrics": {"top1/val": 0.9}}}, "its best epoch is 0, which has neither"),

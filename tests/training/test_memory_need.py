@@ -68,7 +68,7 @@ def test_precision_changes_the_activations(precision: str, share: float) -> None
     assert measured == pytest.approx(share * exact, rel=0.1)
 
 
-def test_need_of_a_recipe_is_the_sum_of_its_parts() -> None:
+def test_need_is_the_sum_of_its_parts() -> None:
     recipe = load("kd+ema+two_cores", ["train.batch_size=100", "train.accumulate=4"]).recipe
     need = memory_need.recipe_need(recipe, "student", 1000, 10, CPU)
     parameters = sum(p.numel() for p in build_network(recipe, "student", 10).parameters())
@@ -92,7 +92,7 @@ def test_recipe_that_fits_is_not_refused() -> None:
     assert memory_fault(need, None, load("kd").recipe, "student") is None
 
 
-def test_too_large_batch_is_refused_with_one_that_fits() -> None:
+def test_refused_batch_comes_with_one_that_fits() -> None:
     recipe = load("teacher_wrn", ["train.batch_size=128"]).recipe
     need = MemoryNeed(GB // 2, GB // 10, 20_000_000, 128)
     assert memory_fault(need, 2 * GB, recipe, "teacher") == (

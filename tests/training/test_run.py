@@ -456,7 +456,7 @@ def test_a_teacher_without_weights_is_refused(teacher, tmp_path) -> None:
 def test_teacher_trained_on_hold_out_is_refused(teacher, tmp_path) -> None:
     # It held out 60 of 600 a class; with a fifth held out, half of those are what it learnt from.
     with pytest.raises(
-        UserError, match=r"trained on 320 of the 1200 images .*\n.*data.holdout=0.1"
+        UserError, match=r"trained on 320 of the 1,200 images .*\n.*data.holdout=0.1"
     ):
         train(tmp_path / "student", f"teacher.runs=['{teacher}']", "data.holdout=0.2")
 
@@ -628,7 +628,7 @@ def test_evaluation_follows_no_link(tmp_path) -> None:
 
 
 def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(run, "_measure_teacher", lambda *_: 7.0)
+    monkeypatch.setattr(run, "_measure_teacher", lambda *_: (7.0, 60))
     resolved = recipes.load("tiny", two_epochs(teacher))
     request = run.TrainingRequest("student", resolved.recipe, "tiny", tmp_path / "run")
     with pytest.raises(UserError, match="in its result.json, 'teacher.top1'.*\nChange that value"):

@@ -217,7 +217,7 @@ def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         calls.append((what, done, total))
 
     load_data_set.load(str(root), "train", progress=progress)
-    assert calls == [
+    assert [call for call in calls if call[2] == 6] == [
         ("reading train", 4, 6),
         ("reading train", 6, 6),
         ("decoding train", 4, 6),
