@@ -6,10 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 OLDEST := .venv-oldest
 QUICK := "not gpu and not slow and not long and not multi and not browser"
-EXTRAS := --extra dev --extra export --extra sweep --extra track
+EXTRAS := --extra dev --extra export --extra site --extra sweep --extra track
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart check test test-slow test-oldest lint bench docs
+.PHONY: help venv quickstart check test test-slow test-oldest lint bench docs site
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,3 +55,6 @@ bench: $(STAMP)  ## where the time of one step goes, stage by stage
 
 docs: $(STAMP)  ## the generated parts of the documents, the schema of recipes; with RUN=a finished run also its picture
 	$(BIN)/python -m docs.build $(if $(RUN),--run $(RUN))
+
+site: $(STAMP)  ## the documents as a website in site/; python -m http.server -d site shows it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
