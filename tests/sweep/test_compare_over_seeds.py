@@ -49,7 +49,8 @@ def finished(
         each.folder.path.mkdir(parents=True, exist_ok=True)
         teacher = "" if each.is_control else "t"
         result = {
-            "role": "student", "network": "ResNet", "parameters": 7, "metrics": {"top1/test": value},
+            "role": "student", "network": "ResNet", "parameters": 7,
+            "metrics": {"top1/test": value},
             "data": {"fingerprint": data, "source": "d"} | tested,
             "teacher": {"fingerprint": teacher},
         }  # fmt: skip
