@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from distill.cli import (
-    cache_command,
+    cache_commands,
     data_command,
     doctor_command,
     finish_command,
     import_command,
-    multi_run_commands,
     recipe_commands,
     run_commands,
+    seeds_sweep_search_commands,
     study_command,
 )
 from distill.cli.options import (
@@ -50,7 +50,7 @@ app = typer.Typer(
     help=__doc__.split("\n\n")[0] if __doc__ else None,
 )
 app.add_typer(data_command.app, name="data")
-app.add_typer(cache_command.app, name="cache")
+app.add_typer(cache_commands.app, name="cache")
 
 
 def print_version(is_requested: bool) -> None:
@@ -118,9 +118,9 @@ for _command in (
     recipe_commands.design,
     recipe_commands.recipes,
     study_command.study,
-    multi_run_commands.seeds,
-    multi_run_commands.sweep,
-    multi_run_commands.search,
+    seeds_sweep_search_commands.seeds,
+    seeds_sweep_search_commands.sweep,
+    seeds_sweep_search_commands.search,
     import_command.import_teacher,
     doctor_command.doctor,
 ):

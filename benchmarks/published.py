@@ -51,7 +51,7 @@ from distill.format import counted
 from distill.models.epoch_weights import saved_epochs
 from distill.recipe import network_cost, recipes
 from distill.recipe.schema import Teacher
-from distill.runs.run_folder import RunFolder, open_finished, runs_in, write_json, write_text
+from distill.runs.run_folder import RunFolder, newest_runs_in, open_finished, write_json, write_text
 
 N_CLASSES, N_TRAIN = 100, 50_000  # of CIFAR-100
 
@@ -202,7 +202,7 @@ def finished(name: str, given: argparse.Namespace) -> dict[int, RunFolder]:
     """Return the finished runs `name` in --out by seed, those of earlier calls too."""
     pattern = re.compile(re.escape(name) + r"_seed([0-9]{1,9})" + suffix_of(given.epochs))
     found = {}
-    for run in runs_in(given.out):
+    for run in newest_runs_in(given.out):
         match = pattern.fullmatch(run.path.name)
         if match and run.is_finished:
             found[int(match[1])] = run

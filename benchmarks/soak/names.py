@@ -26,7 +26,6 @@ from distill.export.finished_run import FinishedRun, load_finished
 from distill.report import page
 from distill.report.page import (
     Block,
-    ClassProbabilities,
     Gallery,
     HeadFigure,
     Mistake,
@@ -35,6 +34,7 @@ from distill.report.page import (
     Preformatted,
     Section,
     Table,
+    TopClasses,
 )
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.run_folder import RunFolder
@@ -159,7 +159,7 @@ def _html(four: list[str]) -> str:
 
 
 def _page(four: list[str]) -> Page:
-    opinion = ClassProbabilities(four[0], [(four[1], 0.5)])
+    opinion = TopClasses(four[0], [(four[1], 0.5)])
     gallery = Gallery([Mistake("data:,", four[2], four[3], [opinion])])
     blocks: list[Block] = [Paragraph(four[1]), Preformatted(four[2]), Table(_grid(four)), gallery]
     figures = [HeadFigure(four[0], four[1], four[2])]

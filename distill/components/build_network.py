@@ -12,7 +12,7 @@ from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
 from distill.format import counted
 from distill.models import checkpoint, cost
-from distill.models.small_maps import use_matrix_products
+from distill.models.convolutions_of_small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
 from distill.recipe import network_cost, recipes, schema
 from distill.recipe.recipes import Recipe
@@ -154,7 +154,7 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, in channels_last, the fastest memory format of convolutions.
 
     On a CPU some convolutions are replaced in place by faster or safer ones: see
-    `strided_pointwise.py` and `small_maps.py` in `distill/models/`.
+    `strided_pointwise.py` and `convolutions_of_small_maps.py` in `distill/models/`.
     """
     if device.type == "cpu":
         subsample_first(net)

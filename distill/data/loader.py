@@ -50,7 +50,7 @@ class View:
         """
         return rows if self.mix is None else self.mix.partner[rows]
 
-    def own_share(self, rows: Tensor) -> Tensor:
+    def weight_of_own_label(self, rows: Tensor) -> Tensor:
         """Return the weight of each sample in its mixed targets, float32 [b, 1]; 1 if not mixed."""
         if self.mix is None:
             return torch.ones(len(rows), 1, device=rows.device)

@@ -61,7 +61,7 @@ def measure_later(folder: RunFolder, *, progress: Progress | None = None) -> Non
     Does nothing if the trial is measured already, or if another process is measuring it. Called by
     one process. Raises UserError if images or teacher have changed since the training.
     """
-    with suppress(lock.InUse), lock.hold_lock(folder.path):
+    with suppress(lock.InUse), lock.lock_run_folder(folder.path):
         result = dict(folder.result())
         if is_tested(result):
             return

@@ -206,7 +206,7 @@ def _block_arguments(design: Design) -> list[str]:
 
 def _layer(design: Design) -> Iterator[str]:
     if design.downsample == "pool":
-        yield from _pooled_layer(design)
+        yield from _pooled_stage(design)
         return
     arguments = list(_stage_arguments(design))
     rest = ["1" if name == "stride" else name for name in arguments]
@@ -218,7 +218,7 @@ def _layer(design: Design) -> Iterator[str]:
     yield "    return nn.Sequential(*stage)"
 
 
-def _pooled_layer(design: Design) -> Iterator[str]:
+def _pooled_stage(design: Design) -> Iterator[str]:
     arguments = list(_stage_arguments(design))
     yield f"def layer({', '.join(['inputs', 'outputs', 'blocks', *arguments])}):"
     yield '    """A stage: a convolution that may pool, then `blocks` blocks."""'

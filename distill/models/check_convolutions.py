@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from distill.models.small_maps import use_matrix_products
+from distill.models.convolutions_of_small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
 
 TOLERANCE = 1e-4  # of the largest gradient: some hundred float32 roundings

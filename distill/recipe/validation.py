@@ -196,7 +196,7 @@ def allowed_text(key: str) -> str:
         return (
             "a table ({} for its defaults), or false for none" if key in switches() else "a table"
         )
-    return schema_text(_schema(key))
+    return allowed_values_text(_schema(key))
 
 
 def _schema(key: str) -> Values:
@@ -213,21 +213,21 @@ BOUNDS = {
 TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
 
 
-def schema_text(schema: Values) -> str:
+def allowed_values_text(schema: Values) -> str:
     """Describe a JSON schema in English."""
     if "anyOf" in schema:
         branches = [branch for branch in schema["anyOf"] if branch.get("type") != "null"]
-        return " or ".join(map(schema_text, branches))
+        return " or ".join(map(allowed_values_text, branches))
     choices = list(map(value_text, _choices(schema)))
     if choices:
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if choices[1:] else choices)
     if "type" not in schema:
         return "a value"
     if schema["type"] == "array" and _differ(schema.get("prefixItems", ())):
-        return "[" + ", ".join(map(schema_text, schema["prefixItems"])) + "]"
+        return "[" + ", ".join(map(allowed_values_text, schema["prefixItems"])) + "]"
     if schema["type"] == "array":
         element = schema["items"] if "items" in schema else schema["prefixItems"][0]
-        return f"a list{_number_of_items(schema)}, each {schema_text(element)}"
+        return f"a list{_number_of_items(schema)}, each {allowed_values_text(element)}"
     bounds = [
         f"{text} {_bound(schema[bound])}" for bound, text in BOUNDS.items() if bound in schema
     ]

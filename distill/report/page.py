@@ -84,7 +84,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class ClassProbabilities:
+class TopClasses:
     """The most probable classes of one image according to one network."""
 
     whose: str  # name of the network
@@ -98,7 +98,7 @@ class Mistake:
     picture: str  # a data: URL of a PNG
     title: str
     label: str  # class name
-    opinions: Sequence[ClassProbabilities]  # one per network
+    opinions: Sequence[TopClasses]  # one per network
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from distill.report.figure_style import CellTitle
 from distill.report.matplotlib_defaults import imsave
 from distill.report.page import (
     Block,
-    ClassProbabilities,
     FigureBlock,
     Gallery,
     Mistake,
     Paragraph,
     Section,
     Table,
+    TopClasses,
 )
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.runs.load_run import RunRecord
@@ -281,10 +281,7 @@ def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Bloc
                 png_data_url(predictions.mistake_pixels[k]),
                 f"test image {predictions.mistakes[k]}",
                 names[predictions.labels[predictions.mistakes[k]]],
-                [
-                    ClassProbabilities(name, _most_probable(shares[k], names))
-                    for name, shares in shown_by
-                ],
+                [TopClasses(name, _most_probable(shares[k], names)) for name, shares in shown_by],
             )
             for k in range(shown)
         ]

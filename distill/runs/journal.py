@@ -148,7 +148,7 @@ def _row(text: str) -> dict[str, Any]:
         raise Invalid(f"has more than {MOST_METRICS} metrics")
     try:
         run_json_schemas.check(
-            SCHEMAS[name], {key: field_value(key, value) for key, value in row.items()}
+            SCHEMAS[name], {key: field_from_json(key, value) for key, value in row.items()}
         )
     except Invalid as fault:
         raise Invalid(f"is not an event: {fault}") from None
@@ -181,10 +181,10 @@ def event(row: dict[str, Any]) -> Event:
     """Return the event of one parsed line. Raises TypeError if a field is missing."""
     kind = KINDS[row["event"]]
     fields = kind.__dataclass_fields__
-    return kind(**{key: field_value(key, value) for key, value in row.items() if key in fields})
+    return kind(**{key: field_from_json(key, value) for key, value in row.items() if key in fields})
 
 
-def field_value(key: str, value: Any) -> Any:
+def field_from_json(key: str, value: Any) -> Any:
     """Return the value of an event's field `key` from its JSON value.
 
     Lists become tuples, and `null` becomes nan in metrics and seconds.

@@ -16,7 +16,7 @@ from distill.events import Split, Start, total_steps
 from distill.files import run_json_schemas
 from distill.recipe import recipes
 from distill.runs import journal, lock, read_predictions
-from distill.runs.run_folder import FINISHED_EARLY, RUNS, RunFolder, runs_in
+from distill.runs.run_folder import FINISHED_EARLY, RUNS, RunFolder, newest_runs_in
 from distill.runs.teacher_student_summary import summary_row
 from distill.statistics import Interval, wilson
 
@@ -70,7 +70,7 @@ def _runs(folder: Path) -> Iterator[RunFolder]:
         yield RunFolder(folder)
         return
     for parent in _groups(folder, DEEPEST):
-        yield from runs_in(parent)
+        yield from newest_runs_in(parent)
         yield from (
             RunFolder(path)
             for path in _subfolders(parent)

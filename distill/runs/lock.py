@@ -48,7 +48,7 @@ LARGEST_RECORD = 4096  # bytes of running.json; the program writes about 80
 
 
 @contextmanager
-def hold_lock(folder: Path) -> Iterator[LockHolder | None]:
+def lock_run_folder(folder: Path) -> Iterator[LockHolder | None]:
     """Hold the lock of a run folder, which is created if it does not exist.
 
     Yields the previous holder if it was killed while it held the lock, else None. Raises InUse,

@@ -280,7 +280,7 @@ def _check_nothing_replaced(folder: RunFolder) -> None:
 
     A run writes recipe.toml first: without it, such files are the user's own.
     """
-    # Two files exist before recipe.toml is written. `lock.hold_lock` checks .lock.
+    # Two files exist before recipe.toml is written. `lock.lock_run_folder` checks .lock.
     at_start = {".lock"}
     if lock.is_own_record(folder.path / "running.json"):
         at_start.add("running.json")
@@ -446,7 +446,7 @@ def _suggestions(path: Path) -> str:
         return f"Its run is {path.parent}."
     groups = [entry for entry in RUNS.iterdir() if entry.is_dir()] if RUNS.is_dir() else []
     folders = dict.fromkeys([path, path.parent, RUNS, *groups])
-    names = {str(run.path): run.path.name for folder in folders for run in runs_in(folder)}
+    names = {str(run.path): run.path.name for folder in folders for run in newest_runs_in(folder)}
     similar = get_close_matches(path.name, names.values(), n=5, cutoff=0.5)
     inside = [run for run in names if Path(run).parent == path]
     listed = inside or [run for name in similar for run in names if names[run] == name] or [*names]
@@ -460,11 +460,11 @@ def unfinished_in(folder: Path) -> str:
 
     The newest is first. Empty if there is none.
     """
-    paths = [str(run.path) for run in runs_in(folder) if not run.is_finished][:5]
+    paths = [str(run.path) for run in newest_runs_in(folder) if not run.is_finished][:5]
     return f"; unfinished there: {', '.join(paths)}" if paths else ""
 
 
-def runs_in(folder: Path) -> Iterator[RunFolder]:
+def newest_runs_in(folder: Path) -> Iterator[RunFolder]:
     """Yield the runs directly in a folder, the newest first; none if there is no such folder."""
     if not folder.is_dir():
         return
@@ -484,13 +484,13 @@ def runs_beside(run: RunFolder) -> Iterator[RunFolder]:
     None if this user may not list the folder: files can be written in it even so.
     """
     if os.access(run.path.parent, os.R_OK):
-        yield from runs_in(run.path.parent)
+        yield from newest_runs_in(run.path.parent)
 
 
 def unreadable_results_in(folder: Path) -> list[str]:
     """Return a note for each finished run in a folder whose result.json cannot be read."""
     notes = []
-    for run in runs_in(folder):
+    for run in newest_runs_in(folder):
         try:
             if run.is_finished:
                 run.check_result()

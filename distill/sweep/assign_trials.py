@@ -135,7 +135,7 @@ class Trials:
             trial.should_prune()  # records the rung of this epoch; its earlier attempt passed it
         return trial
 
-    def mark_full(self, claimed: ClaimedTrial) -> bool:
+    def record_out_of_memory(self, claimed: ClaimedTrial) -> bool:
         """Record that the device's memory was full; return whether the trial ends without a value.
 
         It ends if the memory was full in an earlier attempt too and this attempt has finished no
@@ -171,7 +171,7 @@ class Trials:
 
         At its end, the worker's trials are released.
         """
-        with lock.hold_lock(self._workers / worker):
+        with lock.lock_run_folder(self._workers / worker):
             try:
                 yield
             finally:

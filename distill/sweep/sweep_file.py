@@ -94,11 +94,11 @@ class Sweep:
         """The `key=value` overrides that all trials share."""
         limit = self.file.constraint.parameters
         budget = [] if limit is None else [f"student.max_params={limit}"]
-        both = ["train.validate_both=true"] if self._measures_both else []
+        both = ["train.validate_both=true"] if self._measures_trained_and_averaged else []
         return [*self.file.overrides, *budget, *both]
 
     @property
-    def _measures_both(self) -> bool:
+    def _measures_trained_and_averaged(self) -> bool:
         """Whether trials must measure both the trained weights and their moving average.
 
         This is so if trials average their weights, but are compared by the trained ones.

@@ -13,9 +13,9 @@ from distill.events import MEASURES, VALIDATED, measure_name
 from distill.recipe.constraints import Fault, did_you_mean
 from distill.recipe.validation import (
     Values,
+    allowed_values_text,
     check,
     keys,
-    schema_text,
     shorten,
     switches,
     value_text,
@@ -135,7 +135,9 @@ def error_text(detail: ErrorDetails) -> str:
         )
     field = next((f for name, f in table.model_fields.items() if name in path[-3:]), None)
     allowed = (
-        schema_text(TypeAdapter(field.rebuild_annotation()).json_schema()) if field else "a table"
+        allowed_values_text(TypeAdapter(field.rebuild_annotation()).json_schema())
+        if field
+        else "a table"
     )
     return f"{key} = {shorten(value_text(detail['input']))} is refused; allowed: {allowed}"
 

@@ -192,7 +192,7 @@ def _attempt(trials: Trials, claimed: ClaimedTrial, train: Train, print_line: Pr
             _check_recipe(folder, resolved)
             train(resolved, folder, PruningCallback(claimed, sweep.metric))
         except (RecipeError, UnsuitableRecipe, OutOfMemory) as fault:
-            if isinstance(fault, OutOfMemory) and not trials.mark_full(claimed):
+            if isinstance(fault, OutOfMemory) and not trials.record_out_of_memory(claimed):
                 raise
             why = _reason(fault)
             claimed.trial.set_user_attr(INFEASIBLE, why)

@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from distill.models.convolutions_of_small_maps import SmallMapConv2d
 from distill.models.features import tap_points
-from distill.models.small_maps import SmallMapConv2d
 
 CHECKED_IMAGES = 16
 TOLERANCE = 1e-4  # relative to the largest logit, in float32: about a hundred rounding errors

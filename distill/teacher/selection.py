@@ -19,9 +19,9 @@ from distill.recipe.validation import value_text
 from distill.runs import check_same_run
 from distill.runs.run_folder import (
     RunFolder,
+    newest_runs_in,
     open_finished,
     open_run,
-    runs_in,
     unreadable_results_in,
 )
 from distill.teacher import best_teacher
@@ -84,7 +84,9 @@ def resolve_teachers(
 def _choose_teacher(
     images: ImageSet, split: TrainValSplit, places: list[Path], recipe: Recipe, name: str
 ) -> tuple[RunFolder, list[str]]:
-    runs = (run for place in places for run in runs_in(place) if _is_eligible(run, images, split))
+    runs = (
+        run for place in places for run in newest_runs_in(place) if _is_eligible(run, images, split)
+    )
     found = list({run.path.resolve(): run for run in runs}.values())  # a folder may be given twice
     if found:
         return best_teacher.choose_best(

@@ -95,7 +95,7 @@ class Teacher:
             own, partner = (
                 self.source.unmixed_logits(view, r) for r in (rows, view.partners(rows))
             )
-            share = view.own_share(rows).to(own.device)
+            share = view.weight_of_own_label(rows).to(own.device)
             unmixed = UnmixedTeacherLogits(own, partner, share)
         return TeacherOutput(logits, taps, unmixed)
 

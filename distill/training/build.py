@@ -29,7 +29,7 @@ from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.errors import UnsuitableRecipe
 from distill.losses.objective import Objective
-from distill.models import batch_norm
+from distill.models import reestimate_batch_norm
 from distill.models.features import FeatureExtractor, tap_shapes
 from distill.recipe import lr_schedule, schema
 from distill.recipe.recipes import Recipe
@@ -249,7 +249,7 @@ def batch_norm_images(recipe: Recipe, images: ImageSet) -> Tensor | None:
     """
     if recipe.ema is None or recipe.ema.norm_statistics == "averaged":
         return None
-    return torch.from_numpy(images.images[: batch_norm.N_IMAGES])
+    return torch.from_numpy(images.images[: reestimate_batch_norm.N_IMAGES])
 
 
 def set_total_steps(run: TrainState, recipe: Recipe, steps: int) -> None:

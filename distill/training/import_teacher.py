@@ -112,7 +112,7 @@ def import_teacher(
     foreign_weights.load_into(net, weights, str(request.weights), translate)
     if request.normalisation is not None:  # the file may have other values
         set_normalisation(net, *request.normalisation)
-    with lock.hold_lock(folder.path):
+    with lock.lock_run_folder(folder.path):
         run_folder.check_out(folder, resume=False)
         start = Start(
             run=str(folder.path), role="teacher", recipe=NAME,

@@ -25,7 +25,7 @@ from distill.events import (
     measure_name,
 )
 from distill.losses.objective import LossInputs
-from distill.models import batch_norm, checkpoint, epoch_weights
+from distill.models import checkpoint, epoch_weights, reestimate_batch_norm
 from distill.models.features import ModelOutput
 from distill.teacher.teacher import TeacherOutput
 from distill.training import estimate_duration, optim, resume
@@ -246,7 +246,7 @@ def re_estimate_batch_norm(state: TrainState) -> None:
     """
     if state.ema is not None and state.norm_images is not None:
         with state.accelerator.autocast():
-            batch_norm.recompute_statistics(
+            reestimate_batch_norm.recompute_statistics(
                 state.ema.module, state.norm_images, state.accelerator.device
             )
 

@@ -80,7 +80,7 @@ def _mean_step(state: TrainState, most_s: float) -> float:
     At most `most_s` seconds are spent on timing. The image size never decreases, and changes only
     at the end of an epoch, so after its scheduled time: the run never takes longer than planned.
     """
-    shares = [share for share, _ in state.loader.schedule.spans]
+    shares = [share for share, _ in state.loader.schedule.image_sizes]
     change_points = sorted({*state.loss.change_points, *shares, 1.0})
     spans = [(begin, end - begin) for begin, end in pairwise(change_points)]
     # The choice of the timed teacher is made once and used at all image sizes.
@@ -95,7 +95,7 @@ def _side_at(state: TrainState, share: float) -> int | None:
     """Return the image size, in pixels, at a fraction `share` of the training; None for full
     size.
     """
-    return [side for begin, side in state.loader.schedule.spans if begin <= share][-1]
+    return [side for begin, side in state.loader.schedule.image_sizes if begin <= share][-1]
 
 
 def teacher_seconds(state: TrainState) -> float:
@@ -104,7 +104,7 @@ def teacher_seconds(state: TrainState) -> float:
     """
     if state.online_teacher is None or _teacher_to_time(state) is state.teacher:
         return 0.0
-    begins, sides = zip(*state.loader.schedule.spans, strict=True)
+    begins, sides = zip(*state.loader.schedule.image_sizes, strict=True)
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
         with state.loader.at_side(side):
@@ -139,7 +139,7 @@ def _steps_until_cached(state: TrainState) -> int | None:
     schedule = state.loader.schedule
     if not state.teacher.is_cached or schedule.views is None:
         return None
-    return schedule.views * len(schedule.spans) * state.loader.steps_per_epoch
+    return schedule.views * len(schedule.image_sizes) * state.loader.steps_per_epoch
 
 
 def _run_end_of_epoch(state: TrainState) -> None:
@@ -164,7 +164,7 @@ def choose_compilation(state: TrainState, run_s: float | None) -> str:
     compiler fails, the networks stay uncompiled. Timed at the last image size, which is the
     largest.
     """
-    with restore_afterwards(state), state.loader.at_side(state.loader.schedule.spans[-1][1]):
+    with restore_afterwards(state), state.loader.at_side(state.loader.schedule.image_sizes[-1][1]):
         plain_s = step_seconds(state, LEAST_S)
         [run_s] = broadcast_object_list([run_s or plain_s * state.total_steps])
         if run_s < LEAST_RUN_S:

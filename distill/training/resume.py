@@ -124,7 +124,7 @@ def resume(state: TrainState) -> Resumed:
         _set_damaged_aside(state)
     continued = f"resumed from the previous one, after step {state.step:,}"
     notes = [f"{damage}: {continued}" for damage in damaged]
-    return Resumed(progress, (*notes, *_missing_fingerprints(state, progress)))
+    return Resumed(progress, (*notes, *_missing_fingerprints_note(state, progress)))
 
 
 def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def _check_complete(state: TrainState, path: Path, tensors: dict[str, Any]) -> N
         )
 
 
-def _missing_fingerprints(state: TrainState, progress: dict[str, Any]) -> Iterator[str]:
+def _missing_fingerprints_note(state: TrainState, progress: dict[str, Any]) -> Iterator[str]:
     """Yield a note if an earlier version wrote the checkpoint, without some fingerprints."""
     missing = [CALLED[name] for name in state.identity if name not in progress]
     if missing:

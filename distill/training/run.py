@@ -147,7 +147,7 @@ def _locked(folder: RunFolder, accel: Accelerator) -> Iterator[LockHolder | None
         killed, refusal = None, None
         if accel.is_main_process:
             try:
-                killed = stack.enter_context(lock.hold_lock(folder.path))
+                killed = stack.enter_context(lock.lock_run_folder(folder.path))
                 if killed is not None:
                     run_folder.delete_partial_files(folder)
             except UserError as fault:

@@ -115,7 +115,7 @@ def test_finished_run_is_refused(run_cli: RunCli, distilled: tuple[RunFolder, ob
 
 
 def test_training_run_is_refused(run_cli: RunCli, stopped: RunFolder) -> None:
-    with lock.hold_lock(stopped.path):
+    with lock.lock_run_folder(stopped.path):
         result = run_cli("finish", stopped.path)
     assert_refused(
         result,

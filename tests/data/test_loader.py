@@ -238,7 +238,7 @@ def test_operations_follow_crop_and_flip_on_partners(images: ImageSet) -> None:
     ((view, rows),) = mixing.batches(0)
     own, partner = (mixing.augment(view, r) for r in (rows, view.partners(rows)))
     mixed, _ = mixing.mix(view, rows, own, mixing.one_hot(rows))
-    lam = view.own_share(rows)[:, :, None, None]
+    lam = view.weight_of_own_label(rows)[:, :, None, None]
     assert torch.allclose(mixed, lam * own + (1 - lam) * partner, atol=1e-6)
 
 

@@ -19,7 +19,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from distill.runs import lock
-with lock.hold_lock(Path(sys.argv[1])):
+with lock.lock_run_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -37,7 +37,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
 def test_second_is_refused_naming_the_first(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     try:
-        with pytest.raises(UserError) as refused, lock.hold_lock(tmp_path / "run"):
+        with pytest.raises(UserError) as refused, lock.lock_run_folder(tmp_path / "run"):
             pass
     finally:
         child.kill()
@@ -53,16 +53,16 @@ def test_killed_process_leaves_a_name_without_lock(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with lock.hold_lock(tmp_path / "run") as killed:
+    with lock.lock_run_folder(tmp_path / "run") as killed:
         assert killed is not None and killed.process == child.pid
-    with lock.hold_lock(tmp_path / "run") as killed:
+    with lock.lock_run_folder(tmp_path / "run") as killed:
         assert killed is None
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"host": "h", "pro', "\0" * 70])
 def test_record_of_killed_writer_is_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
-    with lock.hold_lock(tmp_path) as killed:
+    with lock.lock_run_folder(tmp_path) as killed:
         assert killed is None
         assert json.loads((tmp_path / "running.json").read_text())["host"] == socket.gethostname()
 
@@ -74,20 +74,20 @@ def test_record_of_the_user_is_not_replaced(tmp_path: Path, text: str) -> None:
     (tmp_path / "running.json").write_text(text)
     with (
         pytest.raises(UserError, match=r"running\.json .* not written by this program"),
-        lock.hold_lock(tmp_path),
+        lock.lock_run_folder(tmp_path),
     ):
         pass
     assert (tmp_path / "running.json").read_text() == text
 
 
 def test_record_changed_while_locked_is_kept(tmp_path: Path) -> None:
-    with lock.hold_lock(tmp_path):
+    with lock.lock_run_folder(tmp_path):
         (tmp_path / "running.json").write_text("mine")
     assert (tmp_path / "running.json").read_text() == "mine"
 
 
 def test_what_was_refused_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="refused"), lock.hold_lock(tmp_path / "run"):
+    with pytest.raises(ValueError, match="refused"), lock.lock_run_folder(tmp_path / "run"):
         raise ValueError("refused")
     assert not (tmp_path / "run").exists()
 
@@ -100,7 +100,7 @@ def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     (folder / name).symlink_to(target)
     before = target.read_text()
-    with pytest.raises((UserError, OSError), match="symbolic link"), lock.hold_lock(folder):
+    with pytest.raises((UserError, OSError), match="symbolic link"), lock.lock_run_folder(folder):
         pass
     if name == ".lock":
         (folder / "running.json").write_text(before)
@@ -115,7 +115,7 @@ def test_other_hard_links_are_unchanged(tmp_path: Path) -> None:
     for name, text in (("running.json", record), (".lock", "")):
         (tmp_path / name).write_text(text)
         (folder / name).hardlink_to(tmp_path / name)
-    with lock.hold_lock(folder) as killed:
+    with lock.lock_run_folder(folder) as killed:
         assert killed == lock.LockHolder("h", 1, "s")
         assert json.loads((folder / "running.json").read_text())["host"] == socket.gethostname()
     assert (tmp_path / "running.json").read_text() == record
@@ -131,7 +131,7 @@ def test_lock_that_would_empty_file_is_refused(tmp_path: Path, is_linked: bool) 
         (tmp_path / "run" / ".lock").write_text("mine")
     with (
         pytest.raises(UserError, match=r"run/.lock is not empty, .*\nDelete it, or choose another"),
-        lock.hold_lock(tmp_path / "run"),
+        lock.lock_run_folder(tmp_path / "run"),
     ):
         pass
     assert (tmp_path / "run" / ".lock").read_text() == "mine"
@@ -156,6 +156,6 @@ def test_lock_held_briefly_is_tried_again(tmp_path: Path, reads: bool) -> None:
     if reads:
         assert lock.read_holder(tmp_path) == (lock.LockHolder("h", 1, "s"), False)
     else:
-        with lock.hold_lock(tmp_path) as killed:
+        with lock.lock_run_folder(tmp_path) as killed:
             assert killed == lock.LockHolder("h", 1, "s")
     timer.join()

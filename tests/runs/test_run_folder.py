@@ -13,9 +13,9 @@ from distill.runs import check_same_run, read_predictions, run_folder
 from distill.runs.run_folder import (
     RunFolder,
     check_out,
+    newest_runs_in,
     open_finished,
     open_run,
-    runs_in,
     write_json,
 )
 
@@ -84,8 +84,8 @@ def test_runs_come_newest_first(tmp_path: Path) -> None:
     for name in ("no run", "pipe"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "pipe" / "recipe.toml")
-    assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
-    assert list(runs_in(tmp_path / "nowhere")) == []
+    assert [run.path.name for run in newest_runs_in(tmp_path)] == ["b", "c", "a"]
+    assert list(newest_runs_in(tmp_path / "nowhere")) == []
 
 
 def test_text_is_written_whole_or_not_at_all(

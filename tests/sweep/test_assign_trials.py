@@ -314,7 +314,7 @@ def test_who_lives_is_heard_of(trials: Trials) -> None:
 
 
 def test_folder_in_use_is_not_claimed(trials: Trials) -> None:
-    with lock.hold_lock(trials.folder(0).path):
+    with lock.lock_run_folder(trials.folder(0).path):
         taken = trials.claim("w")
     assert taken is not None
     assert taken.number == 1

@@ -85,7 +85,7 @@ class HalfMixed:
     def partners(self, rows):  # type: ignore[no-untyped-def]
         return rows + 1
 
-    def own_share(self, rows):  # type: ignore[no-untyped-def]
+    def weight_of_own_label(self, rows):  # type: ignore[no-untyped-def]
         return torch.full((len(rows), 1), 0.75)
 
 

@@ -5,7 +5,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from distill.models.batch_norm import recompute_statistics
+from distill.models.reestimate_batch_norm import recompute_statistics
 from distill.training.loop import re_estimate_batch_norm, step
 from tests.make_runs import prepared
 

@@ -13,7 +13,7 @@ from torch import nn
 from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
 from distill.events import Step
-from distill.models import batch_norm
+from distill.models import reestimate_batch_norm
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.training import build, run
@@ -107,7 +107,7 @@ def test_saved_weights_have_the_measured_statistics(efficient: Finished) -> None
     before = {name: value.clone() for name, value in net.state_dict().items()}
     images = build.batch_norm_images(recipe, split.train)
     assert images is not None
-    batch_norm.recompute_statistics(net, images, torch.device("cpu"))
+    reestimate_batch_norm.recompute_statistics(net, images, torch.device("cpu"))
 
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -97,7 +97,7 @@ class AugmentSchedule:
         return begun[-1] if begun else None
 
     @property
-    def spans(self) -> tuple[tuple[float, int | None], ...]:
+    def image_sizes(self) -> tuple[tuple[float, int | None], ...]:
         """Return `sides`, or if it is empty one pair of full size for the whole training."""
         return self.sides or ((0.0, None),)
 

@@ -90,7 +90,7 @@ def find(folder: Path, layout: Layout) -> Batches | None:
     return None
 
 
-def open_archive(path: Path) -> Batches:
+def identify_archive(path: Path) -> Batches:
     """Return the official archive at `path`, identified by its first member, not its file name.
 
     Raises UserError if it is neither the archive of CIFAR-10 nor that of CIFAR-100.

@@ -178,7 +178,7 @@ def _locate(source: str) -> Batches | ClassFolders:
     if os.path.isdir(path):  # for a too long name this is False, while Path.is_dir raises OSError
         return _locate_in_folder(path)
     if os.path.isfile(path):
-        return cifar.open_archive(path)
+        return cifar.identify_archive(path)
     names = [SYNTHETIC, *NAMED]
     near = get_close_matches(source, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""

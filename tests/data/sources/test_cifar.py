@@ -278,4 +278,4 @@ def test_archive_files_in_other_folders_are_ignored(tmp_path: Path) -> None:
     (folder / "test_batch").rename(folder / "old" / "test_batch")
     archive = pack(folder, tmp_path / "c.tar.gz")
     with pytest.raises(UserError, match="test_batch: missing"):
-        cifar.load(cifar.open_archive(archive), "test")
+        cifar.load(cifar.identify_archive(archive), "test")

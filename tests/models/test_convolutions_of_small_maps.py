@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.components.build_network import to_device
-from distill.models.small_maps import MIN_CHANNELS, SmallMapConv2d, use_matrix_products
+from distill.models.convolutions_of_small_maps import (
+    MIN_CHANNELS,
+    SmallMapConv2d,
+    use_matrix_products,
+)
 from distill.teacher import fold_batch_norm
 from students.design import Design
 from students.resnet import ResNet
