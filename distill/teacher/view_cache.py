@@ -104,7 +104,7 @@ class CachedTeacher:
         schedule = self.loader.schedule
         if schedule.views is None or not self.caches_mixed:
             return False
-        return all(self._has_all(schedule.views, side) for _, side in schedule.spans)
+        return all(self._has_all(schedule.views, side) for _, side in schedule.image_sizes)
 
     def _has_all(self, views: int, side: int | None) -> bool:
         """Whether the first `views` views are completely cached for image size `side` in pixels."""
