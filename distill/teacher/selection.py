@@ -28,6 +28,7 @@ from distill.teacher import best_teacher
 from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
 
+MOST_LISTED = 10  # runs in a message
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
 
 
@@ -84,32 +85,36 @@ def resolve_teachers(
 def _choose_teacher(
     images: ImageSet, split: TrainValSplit, places: list[Path], recipe: Recipe, name: str
 ) -> tuple[RunFolder, list[str]]:
-    runs = (
-        run for place in places for run in newest_runs_in(place) if _is_eligible(run, images, split)
-    )
-    found = list({run.path.resolve(): run for run in runs}.values())  # a folder may be given twice
-    if found:
+    runs = {run.path.resolve(): run for place in places for run in newest_runs_in(place)}.values()
+    reasons = {run: _reason_against(run, images, split) for run in runs}
+    if found := [run for run in runs if reasons[run] is None]:
         return best_teacher.choose_best(
             found, 0 if split.held_out is None else len(split.held_out.labels)
         )
-    broken = "".join(f"\n{note}" for place in places for note in unreadable_results_in(place))
+    passed = [f"\n{run.path} is passed over: {reason}" for run, reason in reasons.items() if reason]
+    more = [f"\nand {len(passed) - MOST_LISTED} more"] if len(passed) > MOST_LISTED else []
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
-        + f".{broken}\nTrain one: python cli.py train-teacher --recipe {recipes.teacher_for(name)} "
+        + f".{''.join([*passed[:MOST_LISTED], *more])}\n"
+        f"Train one: python cli.py train-teacher --recipe {recipes.teacher_for(name)} "
         f"--data {recipe.data.source}\nOr name one with --teacher RUN."
     )
 
 
-def _is_eligible(run: RunFolder, images: ImageSet, split: TrainValSplit) -> bool:
-    """Whether a run is a finished teacher that fits the data; False if its folder is damaged."""
+def _reason_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> str | None:
+    """Return why a run cannot be the teacher; None if it can.
+
+    Empty if it is unfinished or a student.
+    """
     try:
         if not run.is_finished or run.role != "teacher":
-            return False
+            return ""
         run.check_result()
-        return not _reasons_against(run, images, split)
-    except (UserError, OSError):
-        return False
+        reasons = _reasons_against(run, images, split)
+        return reasons[0].removesuffix(f"; {RETRAIN}") if reasons else None
+    except (UserError, OSError) as fault:
+        return str(fault).splitlines()[0]
 
 
 def notes_on_broken_runs(
