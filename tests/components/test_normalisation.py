@@ -137,7 +137,7 @@ def test_earlier_run_keeps_cifar10_values(pets: Path, tmp_path: Path, run_cli: R
     train(run.path, *overrides, resume=True)
     after = json.loads(run.result_file.read_text())
     assert recipes.read(run.recipe).data.normalize is None
-    changing = ("finished_at", "elapsed_s", "weights", "evaluation")
+    changing = ("finished_at", "elapsed_s", "total_s", "weights", "evaluation")
     assert {**before, **dict.fromkeys(changing)} == {**after, **dict.fromkeys(changing)}
 
 

@@ -659,7 +659,11 @@ def renamed(student: RunFolder, place: Path, recipe: str, network: str, classes:
 def test_result_names_do_not_run_in_hand_in(student, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f'""";{PAYLOAD};"""', "\\N", "\\u12", 'tri"""ple', "a\n\x1b[31m", "\udcff", *"6789"]
-    run = renamed(student, tmp_path / "run", names[0], names[0] + "\\", names)
+    forged = renamed(student, tmp_path / "forged", names[0], names[0] + "\\", names)
+    with pytest.raises(UserError, match="contradicts recipe.toml: its network is"):
+        export.export(forged, ["project1"], tmp_path / "forged-out")
+    network = student.result()["network"]
+    run = renamed(student, tmp_path / "run", names[0], network, names)
 
     report = export.export(run, ["project1"], tmp_path / "out")
 

@@ -187,7 +187,7 @@ def test_the_accuracy_is_remembered_by_weights_and_mirror(two, other_teacher) ->
         request = TrainingRequest("student", recipe, "tiny")
         test = identify_test(recipe.data.source, drawn_images())
         ready = runs.PreparedRun(request, split, frozen, prepared(*overrides), test, ())
-        return runs._measure_teacher(frozen, ready)
+        return runs._measure_teacher(frozen, ready, None)[0]
 
     both = top1(two)
     assert top1(two, ONE) == both

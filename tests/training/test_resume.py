@@ -43,7 +43,7 @@ def journalled(
 def records(folder: RunFolder) -> list[dict[str, object]]:
     """The journal without what a clock says, and without the heads of resumed runs."""
     rows = [row for row in read(folder.journal) if row["event"] != "start"]
-    times = {"at", "elapsed_s", "remaining_s", "weights"}
+    times = {"at", "elapsed_s", "total_s", "remaining_s", "weights"}
     for row in rows:
         row["metrics"].pop("images_per_s", None)
     return [{k: v for k, v in row.items() if k not in times} for row in rows]
