@@ -103,7 +103,8 @@ def test_lost_connections_are_distinguished_from_other_faults() -> None:
 def test_process_that_hangs_is_awaited_until_timeout(tmp_path: Path) -> None:
     """Three seconds in place of ten minutes."""
     impatient = (
-        "import runpy, sys; from datetime import timedelta; from distill.components import build_accelerator;"
+        "import runpy, sys; from datetime import timedelta;"
+        "from distill.components import build_accelerator;"
         "build_accelerator.TIMEOUT = timedelta(seconds=3); sys.argv[0] = 'cli.py';"
         "runpy.run_path('cli.py', run_name='__main__')"
     )
