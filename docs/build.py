@@ -51,6 +51,10 @@ GROUPED = {
         r"schema|loss_schema|recipe_json_schema",
         "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
     ),
+    "distill/runs": (
+        r"check_result|check_same_run",
+        "check that a result fits its run, and that runs belong together",
+    ),
     "distill/sweep": (
         r"sweep_(file|schema|validation)",
         "load a sweep file, its tables and keys, and all errors of one",

@@ -31,6 +31,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.runs.run_folder",
     "distill.runs.check_same_run",
     "distill.runs.check_result",
+    "distill.runs.commands_to_repeat",
     "students.design",
     "students.feature_map_sizes",
     "teachers.wrn_cost",

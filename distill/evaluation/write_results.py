@@ -20,6 +20,7 @@ from distill.metrics import Array
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
+from distill.runs.commands_to_repeat import training_commands
 from distill.runs.run_folder import (
     FINISHED_EARLY,
     IS_TESTED,
@@ -65,6 +66,7 @@ def write_result(
         result["evaluation"] = file_sha256(folder.evaluation)
     else:
         result[IS_TESTED] = False
+    result["commands"] = training_commands(folder, recipe, result)
     write_json(folder.result_file, result)
 
 

@@ -1,12 +1,14 @@
 """Write the model card of a run."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from distill import statistics
-from distill.data.sources.load_data_set import GENUINE
+from distill.data.sources.load_data_set import GENUINE, NAMED, SYNTHETIC
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
@@ -14,7 +16,7 @@ from distill.files.escape_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
-from distill.runs import check_same_run, read_predictions, run_folder
+from distill.runs import check_same_run, commands_to_repeat, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
 # Works in the root of this project's checkout, or with that folder on PYTHONPATH.
@@ -140,7 +142,41 @@ def _recipe(finished: FinishedRun) -> str:
         f"{markdown(result['device'])}. Fingerprint "
         f"{markdown_code(result['recipe_fingerprint'][:16])}. Its tables:\n\n"
         f"{markdown_block(_tables(finished), 'toml')}"
+        f"{_training_commands(finished)}"
     )
+
+
+def _training_commands(finished: FinishedRun) -> str:
+    """Return the commands that train the run and its teachers, without paths of this machine."""
+    result = finished.result
+    commands = commands_to_repeat.training_commands(finished.folder, finished.recipe, result)
+    if not commands:
+        return ""
+    missing = commands_to_repeat.without_command(commands, result)
+    unknown = "\n\nHow its teacher was trained is not known here." if missing else ""
+    text = commands_to_repeat.text_of(
+        commands_to_repeat.with_names(commands, _names(commands, finished))
+    )
+    return (
+        "\n\nThese commands of Understudy train it, after its teachers if it has any; `DATA` is "
+        f"the folder of the images:\n\n{markdown_block(text, 'sh')}{unknown}"
+    )
+
+
+def _names(commands: Sequence[Sequence[str]], finished: FinishedRun) -> dict[str, str]:
+    """Return a name for each path in commands: `runs/1`, `runs/2` …, `DATA` and `recipe.toml`."""
+    runs = dict.fromkeys(
+        word
+        for words in commands
+        for before, word in pairwise(words)
+        if before in ("--teacher", "--out")
+    )
+    sources = {word for words in commands for before, word in pairwise(words) if before == "--data"}
+    return {
+        **dict.fromkeys(sources - {SYNTHETIC, *NAMED}, "DATA"),
+        **{f"{run}/recipe.toml": f"runs/{i}/recipe.toml" for i, run in enumerate(runs, start=1)},
+        **{run: f"runs/{i}" for i, run in enumerate(runs, start=1)},
+    }
 
 
 def _tables(finished: FinishedRun) -> str:

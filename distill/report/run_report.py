@@ -8,6 +8,7 @@ from typing import Any
 from distill.errors import UserError
 from distill.events import Epoch, measure_name
 from distill.files import redact_urls
+from distill.files.escape_text import visible
 from distill.format import UNKNOWN, counted, duration, grouped, interval_text, percent
 from distill.report import page as pages
 from distill.report.curve_sections import learning_curves
@@ -15,6 +16,7 @@ from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted
 from distill.report.recipe_section import recipe_blocks
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import result_sections, test_interval
+from distill.runs.commands_to_repeat import text_of, training_commands, without_command
 from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder, early_end
 from distill.statistics import Interval
@@ -156,12 +158,37 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 
 
 def _reproduction(record: RunRecord) -> Iterator[Block]:
+    if record.is_finished:
+        yield from _training_commands(record)
+    yield from _environment(record)
+
+
+def _training_commands(record: RunRecord) -> Iterator[Block]:
+    """Yield the commands that train the run and its teachers again."""
+    commands = training_commands(record.folder, record.recipe, record.result)
+    if commands:
+        yield Paragraph(
+            "From the beginning, in the root of the checkout. On this machine, a teacher that "
+            "exists need not be trained again, and the run needs another --out: the folder of a "
+            "finished run is not overwritten."
+        )
+        yield Preformatted(text_of(commands))
+    for run in without_command(commands, record.result):
+        yield Paragraph(
+            f"How the teacher {visible(run)} was trained is unknown: its folder does not hold that "
+            "run, or another program trained its weights."
+        )
+
+
+def _environment(record: RunRecord) -> Iterator[Block]:
+    """Yield the command as typed, the machine and the fingerprints."""
     environment = record.environment
     if not environment:
         yield Paragraph("There is no environment.json: what it ran on is unknown.")
         return
     if environment.get("command"):
         typed, teacher = environment["command"], _unnamed_teacher(record)
+        yield Paragraph("The command that was typed:")
         # Earlier versions recorded the command with passwords in URLs.
         yield Preformatted(
             f"python {shlex.join(map(redact_urls.hide_secrets, [*typed, *teacher]))}"
@@ -170,7 +197,6 @@ def _reproduction(record: RunRecord) -> Iterator[Block]:
             yield Paragraph(
                 "The run selected its teacher itself; --teacher is added here to name it."
             )
-        yield Paragraph("Add another --out: the folder of a finished run is not overwritten.")
     columns = (Column("what", is_number=False), Column("value", is_number=False))
     yield Table(
         ValueTable("environment", "What it ran on", columns, list(_environment_rows(environment)))

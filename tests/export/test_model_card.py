@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from distill.export import model_card
+from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json
 from tests.runs.test_teacher_student_summary import ALONE, TAUGHT, finished
 
@@ -62,3 +63,23 @@ def test_copy_of_run_is_no_other_seed(tmp_path: Path) -> None:
     assert spread(run).startswith("This is one run. ")
     write_json(copied.result_file, copied.result() | {"weights": "0", "recipe_fingerprint": "0"})
     assert spread(run).startswith("This is one run. ")
+
+
+def test_commands_have_no_path_of_the_machine(tmp_path: Path, teacher: RunFolder) -> None:
+    run = finished(
+        tmp_path / "student", *TAUGHT, f"data.source={tmp_path}", teachers=[teacher.path]
+    )
+    known = SimpleNamespace(folder=run, recipe=recipes.read(run.recipe), result=run.result())
+    write_json(teacher.result_file, teacher.result() | {"recipe": "tiny"})
+    text = model_card._training_commands(known)  # type: ignore[arg-type]
+    assert str(tmp_path) not in text
+    assert "cli.py train-teacher" in text and "--out runs/1\n" in text
+    assert "--teacher runs/1 --data DATA --out runs/2\n" in text and "not known" not in text
+
+
+def test_missing_teacher_has_no_command(tmp_path: Path) -> None:
+    run = finished(tmp_path / "student", *TAUGHT, teachers=[tmp_path / "gone"], recipe="tiny")
+    known = SimpleNamespace(folder=run, recipe=recipes.read(run.recipe), result=run.result())
+    text = model_card._training_commands(known)  # type: ignore[arg-type]
+    assert "train-teacher" not in text and str(tmp_path) not in text
+    assert text.endswith("How its teacher was trained is not known here.")

@@ -434,6 +434,18 @@ def test_old_command_is_shown_without_password():
     assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text
 
 
+def test_commands_train_the_run_from_the_beginning() -> None:
+    known = record("a b", 15, "optim.lr=0.25", "teacher.runs=['runs/t']")
+    teacher = {"runs": ["runs/t"], "fingerprint": "ab", "top1": None}
+    made = run_report.page(replace(known, result=known.result | {"teacher": teacher}), LAYERS)
+    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Preformatted)]
+    assert listing.text == (
+        "python cli.py distill --recipe tiny --set optim.lr=0.25 --teacher runs/t "
+        "--data synthetic --out 'runs/a b'"
+    )
+    assert "How the teacher runs/t was trained is unknown" in words(made)
+
+
 TYPED = ["cli.py", "distill", "--recipe", "kd", "--out", "runs/run"]
 
 
@@ -455,7 +467,7 @@ def test_the_command_to_repeat_names_the_teacher(
 ) -> None:
     known = record("run", 15, f"teacher.runs={runs}")
     made = run_report.page(replace(known, environment={"command": typed}), LAYERS)
-    [listing] = [b for b in made.sections[-1].blocks if isinstance(b, Preformatted)]
+    [_, listing] = [b for b in made.sections[-1].blocks if isinstance(b, Preformatted)]
     assert listing.text.endswith(listed)
     notes = [b.text for b in made.sections[-1].blocks if isinstance(b, Paragraph)]
     is_added = runs and typed == TYPED
