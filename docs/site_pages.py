@@ -1,8 +1,8 @@
 """Choose the files of the documents' website; `mkdocs.yml` names this module as a hook of MkDocs.
 
 The website has the pages in the `nav` of `mkdocs.yml` and every file that they link to, under the
-same paths as in the repository, so that the same links work there and on GitHub. Pictures and JSON
-are copied. Every other file, such as a recipe or a test, becomes a page that shows its text.
+same paths as in the repository, so that the same links work there and on GitHub. Pictures, JSON
+and notebooks are copied. Every other file, such as a recipe, becomes a page that shows its text.
 """
 
 import os
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()([^)#:\s]+)(?=[)#])")
-COPIED = {".json", ".png", ".svg"}
+COPIED = {".ipynb", ".json", ".png", ".svg"}
 LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml", ".cff": "yaml"}
 
 
