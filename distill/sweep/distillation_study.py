@@ -10,10 +10,12 @@ from typing import NamedTuple
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import TEACHING, ResolvedRecipe
+from distill.recipe.validation import shorten
 from distill.runs import check_same_run, run_folder
 from distill.runs.run_folder import RunFolder
 from distill.sweep import compare_over_seeds
 from distill.sweep.compare_over_seeds import SeedRun
+from networks.network_catalogue import is_own
 
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"  # folders of a study's runs
 SHARED_TABLES = ("data", "teacher")  # whose keys the student's --set gives the teacher too
@@ -42,10 +44,25 @@ def teacher_recipe(spec: str, overrides: Sequence[str]) -> tuple[str, list[str]]
     """Return the recipe of the teacher of the recipe `spec`, and its --set options.
 
     The recipe and its own options are those in the [about] of `spec`. Those of the student's
-    `overrides` that describe the images or the teacher's network are added.
+    `overrides` that describe the images or the teacher's network are added. Raises UserError if the
+    text in [about] is not a command's, or names code: only what the user typed may run code.
     """
-    name, *words = shlex.split(recipes.teacher_for(spec))
+    text = recipes.teacher_for(spec)
+    try:
+        name, *words = shlex.split(text)
+    except ValueError:
+        raise UserError(
+            f"about.teacher of {spec} is not a recipe with options: {shorten(text)}.\n"
+            "Correct it, or name a trained teacher with --teacher RUN."
+        ) from None
     own = [value for option, value in pairwise(words) if option == "--set"]
+    for override in own:
+        if is_own(override.partition("=")[2].strip().strip("\"'")):
+            raise UserError(
+                f"about.teacher of {spec} names code to run: {shorten(override)}. A recipe's text "
+                "may not run code.\nIf you trust it, train the teacher with train-teacher and "
+                "this --set, and name its run with --teacher RUN."
+            )
     return name, [*own, *filter(_is_shared, overrides)]
 
 
