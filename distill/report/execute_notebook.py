@@ -27,7 +27,8 @@ for name in ("distill", "networks", "students", "teachers", "cli"):
     sys.modules[name] = None
 output = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
-import matplotlib.pyplot as plt
+import matplotlib.pyplot as plt  # reads a matplotlibrc of the working folder
+os.chdir(sys.argv[1])
 plt.show = lambda: None
 space = {"__name__": "__main__"}
 for name, source in json.load(sys.stdin):
@@ -60,10 +61,10 @@ def execute(cells: Mapping[str, str], folder: Path) -> dict[str, Outputs]:
     Returns the outputs by name. Raises Failure if a cell raises an error.
     """
     done = subprocess.run(
-        [sys.executable, "-I", "-B", "-c", PROGRAM],
+        [sys.executable, "-I", "-B", "-c", PROGRAM, str(folder.resolve())],
         input=json.dumps(list(cells.items())).encode(),
         capture_output=True,
-        cwd=folder,
+        cwd=sys.prefix,  # not the run's folder, whose matplotlibrc may be a stranger's
         env=_environment(),
         check=False,
     )
