@@ -65,11 +65,11 @@ def _shown(value: object) -> str:
 
 
 def _faults_of_network(run: RunFolder, recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:
+    if not {"role", "class_names"} <= result.keys():  # whoever reads them names the missing key
+        return
     table = recipe.student if result["role"] == "student" else recipe.teacher
     if table is None:
         yield f"it is the result of a {result['role']}, which the recipe does not have"
-        return
-    if "class_names" not in result:  # whoever reads them names the missing key
         return
     n_classes = len(result["class_names"])
     name = network_cost.summary(table, n_classes)
