@@ -5,7 +5,7 @@ table has been run on CIFAR-10. A recipe for other images than CIFAR-10 is not p
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -95,25 +95,28 @@ def training(role: Role, spec: str, overrides: tuple[str, ...]) -> PlannedTraini
 
 def candidates() -> Iterator[Candidate]:
     """Yield every shipped recipe that may be proposed."""
-    for _, path, about in recipes.shipped():
+    shipped = recipes.shipped()
+    commands = {name: about.command for name, _, about in shipped}
+    for _, path, about in shipped:
         if path.parent.name == "ingredients" and about.measured_accuracy is None:
             continue
         own = _training_of_command(about.command)
         if own.recipe.data.source == CIFAR10:
-            yield Candidate(about, own, _teacher_of(about, own))
+            yield Candidate(about, own, _teacher_of(about, own, commands))
 
 
-def _teacher_of(about: About, student: PlannedTraining) -> PlannedTraining | None:
+def _teacher_of(
+    about: About, student: PlannedTraining, commands: Mapping[str, str]
+) -> PlannedTraining | None:
     """Return the training of the teacher that `about` names; None for a recipe without a teacher.
 
-    If the teacher is a single shipped recipe, it is trained with the command in that recipe's
-    [about] table, by which its accuracy was measured.
+    `commands`: by shipped recipe, the command by which its accuracy was measured. If the teacher is
+    one of these recipes, it is trained with this command.
     """
     if student.role == "teacher" or not recipes.has_teacher(student.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
     spec = about.teacher if is_named else recipes.teacher_for(student.recipe_spec)
-    commands = {name: note.command for name, _, note in recipes.shipped()}
     return _training_of_command(commands.get(spec) or f"{VERBS['teacher']} --recipe {spec}")
 
 
