@@ -15,7 +15,7 @@ from distill.cli import (
     doctor_command,
     finish_command,
     import_command,
-    recipe_commands,
+    recipe_plan_design_commands,
     run_commands,
     seeds_sweep_search_commands,
     study_command,
@@ -29,7 +29,7 @@ from distill.cli.options import (
     TeacherOption,
     TrackerOption,
 )
-from distill.cli.standard_streams import (
+from distill.cli.stdout_and_stderr import (
     escape_unencodable,
     flush_stdout,
     is_wrong_path,
@@ -113,10 +113,10 @@ for _command in (
     run_commands.export,
     run_commands.replay,
     run_commands.report,
-    recipe_commands.params,
-    recipe_commands.plan,
-    recipe_commands.design,
-    recipe_commands.recipes,
+    recipe_plan_design_commands.params,
+    recipe_plan_design_commands.plan,
+    recipe_plan_design_commands.design,
+    recipe_plan_design_commands.recipes,
     study_command.study,
     seeds_sweep_search_commands.seeds,
     seeds_sweep_search_commands.sweep,

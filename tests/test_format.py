@@ -21,7 +21,7 @@ from distill.format import (
     shorten,
     time_with_range,
 )
-from distill.runs.check_same_run import missing_test_split_note as unnamed
+from distill.runs.check_runs_match import missing_test_split_note as unnamed
 from distill.teacher.selection import _count_problems
 from distill.training.verify_cache import CacheCheck
 from tests.recipe.test_recipes import load

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from distill.cli.options import JsonOption, KeysArgument
-from distill.cli.standard_streams import echo, echo_json, stdout
+from distill.cli.stdout_and_stderr import echo, echo_json, stdout
 from distill.errors import UserError
 from distill.format import format_size
 

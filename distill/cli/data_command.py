@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.cli.options import JsonOption, SameDataOption
-from distill.cli.standard_streams import echo, print_facts, stderr
+from distill.cli.stdout_and_stderr import echo, print_facts, stderr
 from distill.errors import Failure, UserError
 
 app = typer.Typer(no_args_is_help=True, help="Download, verify and describe a data set.")

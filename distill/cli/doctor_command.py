@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.options import DataOption, JsonOption, SetOption, complete_recipe
-from distill.cli.standard_streams import echo_json, stderr, stdout
+from distill.cli.stdout_and_stderr import echo_json, stderr, stdout
 from distill.errors import Failure
 from distill.format import counted
 
 if TYPE_CHECKING:
-    from distill.installation import Check
+    from distill.check_installation import Check
 
 
 def doctor(
@@ -33,8 +33,8 @@ def doctor(
 
     Exits with 1 if a training would fail, and says what to do about it.
     """
+    from distill.check_installation import check_installation
     from distill.cli.train_commands import resolve
-    from distill.installation import check_installation
 
     resolved = None if recipe is None else resolve(recipe, data, set_).recipe
     checks = check_installation()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.options import DataOption, RunArgument
-from distill.cli.standard_streams import echo, is_main, quiet_on_error
+from distill.cli.stdout_and_stderr import echo, is_main, quiet_on_error
 from distill.cli.train_commands import explain_interruption, follow, print_closing_table
 from distill.errors import UserError
 from distill.files.escape_text import shell_word

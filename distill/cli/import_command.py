@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from distill.cli.options import SetOption
-from distill.cli.standard_streams import echo, stderr
+from distill.cli.stdout_and_stderr import echo, stderr
 from distill.errors import UserError
 from distill.format import percent
 

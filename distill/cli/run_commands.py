@@ -13,7 +13,7 @@ from distill.cli.options import (
     RunArgument,
     normalisation_of,
 )
-from distill.cli.standard_streams import (
+from distill.cli.stdout_and_stderr import (
     echo,
     echo_json,
     is_main,
@@ -327,7 +327,7 @@ def _write_notebook(folder: "RunFolder", page: Path, curves: Mapping[Path, "Test
     Raises UserError if there is a notebook already or the run cannot have one, Failure if a file
     cannot be written or a cell of the notebook fails.
     """
-    from distill.export.notebook_files import notebook_files
+    from distill.export.files_read_by_notebook import notebook_files
     from distill.report import notebook, run_report
     from distill.report.execute_notebook import execute
     from distill.runs.load_run import read

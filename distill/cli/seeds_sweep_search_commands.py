@@ -22,7 +22,7 @@ from distill.cli.options import (
     TeacherOption,
     numbers,
 )
-from distill.cli.standard_streams import echo, echo_json, stdout, system_error_text
+from distill.cli.stdout_and_stderr import echo, echo_json, stdout, system_error_text
 from distill.cli.train_commands import combined_overrides, finish, follow, resolve
 from distill.errors import Failure, UserError
 from distill.files.escape_text import is_file_name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distill.cli.options import DataOption, JsonOption, RecipeOption, SetOption
-from distill.cli.standard_streams import echo, echo_json, is_main, stderr, stdout
+from distill.cli.stdout_and_stderr import echo, echo_json, is_main, stderr, stdout
 from distill.cli.train_commands import finish, resolve
 from distill.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from distill.cli.standard_streams import (
+from distill.cli.stdout_and_stderr import (
     echo,
     is_main,
     loading_libraries,
@@ -68,9 +68,9 @@ def allow_typed_code(overrides: Sequence[str]) -> None:
     for key, _, value in (text.partition("=") for text in overrides):
         network = value.strip().strip("\"'")
         if key.strip() in ("student.network", "teacher.network") and is_own(network):
-            from networks import own_code
+            from networks import user_code
 
-            own_code.allow(network)
+            user_code.allow(network)
 
 
 def resolve(
@@ -122,11 +122,11 @@ def finish(
     `resume_hint`: how to continue, printed after an interruption or a failure. Raises UserError if
     the folder has a run and `resume` is False, or a run of another recipe or role.
     """
-    from distill.runs import check_same_run, run_folder
+    from distill.runs import check_runs_match, run_folder
 
     if resume and folder.is_finished:
         run_folder.check_role(folder, role)
-        check_same_run.check_same(folder, resolved.recipe)
+        check_runs_match.check_same(folder, resolved.recipe)
         echo(f"{folder.path} is finished: nothing to do.", err=True)
         return
     run_folder.check_out(folder, resume)

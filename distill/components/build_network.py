@@ -16,9 +16,9 @@ from distill.models.convolutions_of_small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
 from distill.recipe import network_cost, recipes, schema
 from distill.recipe.recipes import Recipe
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import Role, RunFolder
-from networks import by_name, own_code
+from networks import by_name, user_code
 from networks.network_catalogue import is_own
 from students import whitened_stem
 from students.design import Design
@@ -65,7 +65,7 @@ def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Modul
         return ResNet(build_design(recipe, n_classes, role), **described.rates())
     _check_budget(recipe, described, n_classes)
     if is_own(described.network):
-        net: nn.Module = own_code.build(
+        net: nn.Module = user_code.build(
             described.network,
             described.args.model_extra or {},
             normalize=described.normalize,
@@ -115,7 +115,7 @@ def with_code(recipe: Recipe, role: Role) -> Recipe:
     described = network_table(recipe, role)
     if not is_own(described.network):
         return recipe
-    code = own_code.source_of(described.network).sha256
+    code = user_code.source_of(described.network).sha256
     return recipe.model_copy(update={role: described.model_copy(update={"code": code})})
 
 
@@ -194,7 +194,7 @@ def load_trained_and_sha256(run: RunFolder) -> tuple[nn.Module, str]:
     The sha256, hex, is that of the bytes that were loaded. Raises UserError if recipe.toml changed
     after the run finished, or if the weights file is not the one that the run wrote.
     """
-    check_same_run.check_recipe_of_result(run)
+    check_runs_match.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
     net = build_network(recipe, run.role, len(result["class_names"]))
     checkpoint.load_weights(run.weights(run.role), net, result["weights"])

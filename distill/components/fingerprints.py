@@ -7,7 +7,7 @@ from distill.components.read_test_split import SplitIdentity
 from distill.data.image_set import ImageSet
 from distill.files.run_json_schemas import fingerprint_of_names
 from distill.recipe.recipes import Recipe
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 
 CACHED = ("data", "teacher")  # fingerprints of what cached teacher logits depend on
 CALLED = {  # the names in messages
@@ -32,6 +32,6 @@ def identity(
         "data": images.fingerprint,
         "teacher": teachers,
         "class_names": fingerprint_of_names(images.class_names),
-        "recipe": check_same_run.training_fingerprint(recipe),
+        "recipe": check_runs_match.training_fingerprint(recipe),
     }
     return fingerprints if test is None else fingerprints | {"test": test.fingerprint}

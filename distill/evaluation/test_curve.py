@@ -19,7 +19,7 @@ from distill.models import checkpoint
 from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder, file_sha256, write_json
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -97,7 +97,7 @@ def _measure_new(
 
     `weights`: fingerprint by epoch. `cached`: measures by fingerprint.
     """
-    check_same_run.check_recipe_of_result(folder)
+    check_runs_match.check_recipe_of_result(folder)
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
     splits = _splits(folder, recipe, class_names, progress)
     net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)

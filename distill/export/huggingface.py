@@ -21,7 +21,7 @@ from distill.export.finished_run import FinishedRun, PredictFn
 from distill.models import checkpoint
 from distill.runs.run_folder import write_json, write_text
 from networks.network_catalogue import FIXED
-from networks.own_code import OwnNetwork
+from networks.user_code import OwnNetwork
 from students.resnet import ResNet
 from teachers.timm_from_scratch import TimmClassifier
 from teachers.wrn import WideResNet

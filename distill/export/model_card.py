@@ -16,7 +16,7 @@ from distill.files.escape_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
-from distill.runs import check_same_run, commands_to_repeat, read_predictions, run_folder
+from distill.runs import check_runs_match, commands_to_repeat, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
 # Works in the root of this project's checkout, or with that folder on PYTHONPATH.
@@ -87,7 +87,7 @@ def _teacher(result: dict[str, Any]) -> str:
     If the run of one is missing, or its folder holds another run now, no network is described.
     """
     teacher = result["teacher"]
-    found, described = check_same_run.teachers_of(result), []
+    found, described = check_runs_match.teachers_of(result), []
     for run, fault in found:
         with suppress(UserError):
             if not fault:
@@ -99,7 +99,7 @@ def _teacher(result: dict[str, Any]) -> str:
         if teacher["top1"] is not None:
             accuracy = percent(teacher["top1"])
             names += f" whose run recorded {accuracy} accuracy on up to 1,024 held-out images"
-    changed = check_same_run.ANOTHER_RUN in (fault for _, fault in found)
+    changed = check_runs_match.ANOTHER_RUN in (fault for _, fault in found)
     note = "; the folder of its run holds another run now" if changed else ""
     return f"{names} (weights {markdown_code(teacher['fingerprint'][:16])}{note})"
 
@@ -244,7 +244,7 @@ def _other_seeds(run: RunFolder) -> list[RunFolder]:
         with suppress(UserError, OSError):
             if _is_same_but_seeds(other, run, identity):
                 found.append((other, *_seeds_and_weights(other)))
-    return check_same_run.distinct(found)[1:]
+    return check_runs_match.distinct(found)[1:]
 
 
 def _is_same_but_seeds(other: RunFolder, run: RunFolder, identity: tuple[str, ...]) -> bool:
@@ -254,9 +254,9 @@ def _is_same_but_seeds(other: RunFolder, run: RunFolder, identity: tuple[str, ..
     """
     if _identity_without_seeds(other) != identity:
         return False
-    check_same_run.check_recipe_of_result(other)
+    check_runs_match.check_recipe_of_result(other)
     _top1(other)
-    return not check_same_run.test_split_differences([run.result(), other.result()])
+    return not check_runs_match.test_split_differences([run.result(), other.result()])
 
 
 def _seeds_and_weights(run: RunFolder) -> tuple[tuple[int, int], str]:

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs
-from distill.losses.sizes import pool_to_same_size
+from distill.losses.resize_feature_maps import pool_to_same_size
 
 STAGES = ("stages.0", "stages.1", "stages.2")
 EPS = 1e-14

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
-from distill.losses.sizes import pool_to_same_size
+from distill.losses.resize_feature_maps import pool_to_same_size
 
 MAPS = ("stem", "stages.0", "stages.1", "stages.2")
 

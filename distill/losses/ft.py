@@ -29,7 +29,7 @@ from torch.nn.functional import l1_loss, mse_loss, normalize
 
 from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
-from distill.losses.sizes import pool_to_same_size
+from distill.losses.resize_feature_maps import pool_to_same_size
 
 SLOPE = 0.1  # of LeakyReLU for negative values
 

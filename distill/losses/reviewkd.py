@@ -26,7 +26,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, mse_loss
 
 from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs, Shapes
-from distill.losses.sizes import pool_to_same_size
+from distill.losses.resize_feature_maps import pool_to_same_size
 
 TAPS = ("stages.0", "stages.1", "stages.2", "features")
 SIDES = (4, 2, 1)  # height and width of the pooled maps in pixels

@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 
 from distill.losses.at_least_float32 import at_least_float32
 from distill.losses.objective import LossInputs
-from distill.losses.sizes import pool_to_same_size
+from distill.losses.resize_feature_maps import pool_to_same_size
 
 
 @dataclass(frozen=True)

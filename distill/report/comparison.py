@@ -24,7 +24,7 @@ from distill.report.curves_by_group import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.report.test_sections import test_interval
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
@@ -91,12 +91,12 @@ def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterato
     if len(images) > 1:
         yield "These runs were trained on different images: do not compare their results."
     results = [record.result for record in records if record.is_finished]
-    if differing := check_same_run.test_split_differences(results):
+    if differing := check_runs_match.test_split_differences(results):
         yield (
             f"These runs differ in their {' and '.join(differing)}: do not compare their test "
             "results."
         )
-    yield from check_same_run.missing_test_split_note(results)
+    yield from check_runs_match.missing_test_split_note(results)
     if any(record.test_curve for record in records):
         yield "Test curves were computed after the runs from saved weights, and selected nothing."
 

@@ -13,7 +13,7 @@ from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import Values, switches, value_text
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder
 from networks.network_catalogue import is_own
 
@@ -73,11 +73,11 @@ def _add(
     `begun`: the paths of the runs whose teachers are being added.
     """
     begun.add(path)
-    for run, fault in check_same_run.teachers_of(result):
+    for run, fault in check_runs_match.teachers_of(result):
         if fault or str(run.path) in begun or len(begun) > MOST_RUNS:
             continue
         with suppress(UserError, OSError):
-            check_same_run.check_recipe_of_result(run)
+            check_runs_match.check_recipe_of_result(run)
             _add(found, str(run.path), recipes.read(run.recipe), run.result(), begun)
     if "imported" not in result:
         found[path] = _command(RunFolder(Path(path)), recipe, result)

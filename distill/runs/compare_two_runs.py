@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.events import Split, measure_name
 from distill.format import counted, describe_class_difference, points
 from distill.recipe import recipes
-from distill.runs import check_same_run, read_predictions, run_folder
+from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder, open_finished
 from distill.runs.teacher_student_summary import summary_row
@@ -133,7 +133,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _predictions(run: RunFolder) -> Predictions:
     run_folder.check_is_tested(run)
-    check_same_run.check_recipe_of_result(run)
+    check_runs_match.check_recipe_of_result(run)
     predictions = read_predictions.read_run(run)
     if predictions is None:
         raise UserError(
@@ -153,7 +153,7 @@ def _check_same_images(
     advice = "Two runs are compared on the same test split; choose two of one data source."
     names = [run.result()["class_names"] for run in (a, b)]
     problem = ""
-    differing = check_same_run.test_split_differences([a.result(), b.result()])
+    differing = check_runs_match.test_split_differences([a.result(), b.result()])
     if names[0] != names[1]:
         problem = "other classes: " + " / ".join(describe_class_difference(*names))
     elif len(predictions_a.labels) != len(predictions_b.labels):
@@ -241,7 +241,7 @@ def _findings(
 def _limitations(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Yield sentences on how the images of two runs differ, or may differ without a fingerprint."""
     results = [run.result() for run in (a, b)]
-    unnamed = check_same_run.missing_test_split_note(results)
+    unnamed = check_runs_match.missing_test_split_note(results)
     yield from unnamed
     if results[0]["data"]["fingerprint"] == results[1]["data"]["fingerprint"]:
         return

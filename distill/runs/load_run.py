@@ -12,7 +12,7 @@ from distill.files import run_json_schemas
 from distill.files.escape_text import visible
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs import check_result, check_same_run, journal
+from distill.runs import check_result, check_runs_match, journal
 from distill.runs.read_predictions import Predictions, read_run
 from distill.runs.run_folder import Role, RunFolder
 from distill.runs.teacher_student_summary import teacher_images_text
@@ -213,7 +213,7 @@ def read(folder: RunFolder, test_curve: TestCurve | None = None) -> RunRecord:
     """
     recipe, events = recipes.read(folder.recipe), tuple(journal.events(folder.journal))
     if folder.is_finished:
-        check_same_run.check_recipe_of_result(folder)
+        check_runs_match.check_recipe_of_result(folder)
         check_result.check_journal(folder, events)
     return RunRecord(
         folder,

@@ -12,7 +12,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
 from distill.runs import run_folder
-from distill.runs.check_same_run import Seeds, distinct
+from distill.runs.check_runs_match import Seeds, distinct
 from distill.runs.load_run import RunRecord
 from distill.statistics import Interval, MeanAndInterval
 

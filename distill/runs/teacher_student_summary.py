@@ -8,7 +8,7 @@ from distill.format import counted, percent
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
-from distill.runs.check_same_run import (
+from distill.runs.check_runs_match import (
     check_recipe_of_result,
     teachers_of,
     test_split_differences,

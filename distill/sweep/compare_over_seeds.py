@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.events import measure_name
 from distill.recipe import recipes
 from distill.recipe.recipes import About, ResolvedRecipe
-from distill.runs import check_same_run, read_predictions, run_folder
+from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.run_folder import Role, RunFolder
 from distill.statistics import mean_and_interval, paired_difference
 
@@ -72,7 +72,7 @@ def check(planned: Sequence[SeedRun]) -> None:
     for each in planned:
         run_folder.check_subfolder(each.folder.path)
         if each.folder.is_run:
-            check_same_run.check_same(each.folder, each.resolved.recipe)
+            check_runs_match.check_same(each.folder, each.resolved.recipe)
         else:
             run_folder.check_out(each.folder, resume=True)
 
@@ -125,7 +125,7 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
             "difference": asdict(difference),
             "p": p,
         }
-    notes = check_same_run.missing_test_split_note([each.folder.result() for each in planned])
+    notes = check_runs_match.missing_test_split_note([each.folder.result() for each in planned])
     result |= {"notes": notes} if notes else {}
     result["runs"] = [
         {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
@@ -143,7 +143,7 @@ def _check_alike(planned: Sequence[SeedRun]) -> None:
     results = [each.folder.result() for each in planned]
     seen = {what: {r[what]["fingerprint"] for r in results} - {""} for what in ("data", "teacher")}
     differing = [what for what, fingerprints in seen.items() if len(fingerprints) > 1]
-    differing += check_same_run.test_split_differences(results)
+    differing += check_runs_match.test_split_differences(results)
     if differing:
         raise UserError(
             f"the runs in {planned[0].folder.path.parent} differ in their "

@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.recipes import TEACHING, ResolvedRecipe
 from distill.recipe.validation import shorten
-from distill.runs import check_same_run, run_folder
+from distill.runs import check_runs_match, run_folder
 from distill.runs.run_folder import RunFolder
 from distill.sweep import compare_over_seeds
 from distill.sweep.compare_over_seeds import SeedRun
@@ -126,7 +126,7 @@ def check(study: Study) -> None:
         run_folder.check_subfolder(folder.path)
         if folder.is_run:
             run_folder.check_role(folder, "teacher")
-            check_same_run.check_same(folder, resolved.recipe)
+            check_runs_match.check_same(folder, resolved.recipe)
         else:
             run_folder.check_out(folder, resume=True)
     compare_over_seeds.check(study.students)

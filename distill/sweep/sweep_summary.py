@@ -16,7 +16,7 @@ from distill.events import MEASURES, measure_name
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import About
-from distill.runs.check_same_run import training_fingerprint
+from distill.runs.check_runs_match import training_fingerprint
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.sweep.assign_trials import RUN, WORKER, Trials, counted_attempts
 from distill.sweep.storage import Storage

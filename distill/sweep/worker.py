@@ -24,7 +24,7 @@ from distill.format import counted
 from distill.models.out_of_memory import OutOfMemory
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder
 from distill.sweep import check_stored_trials, optuna_space
 from distill.sweep.assign_trials import ClaimedTrial, Trials
@@ -217,7 +217,7 @@ def _check_recipe(folder: RunFolder, resolved: ResolvedRecipe) -> None:
     if not folder.is_run:
         return
     try:
-        check_same_run.check_same(folder, resolved.recipe)
+        check_runs_match.check_same(folder, resolved.recipe)
     except RecipeError as fault:  # in the folder's recipe.toml; the trial itself is feasible
         raise UserError(f"{fault}\nDelete {folder.path}, or choose another --out.") from None
 

@@ -16,7 +16,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Student, Teacher
 from distill.recipe.validation import value_text
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import (
     RunFolder,
     newest_runs_in,
@@ -235,7 +235,7 @@ def _input_fingerprints(recipe: Recipe, images: ImageSet) -> dict[str, str]:
 
 def teachers_fingerprint(recipe: Recipe) -> str:
     """Return the fingerprints of the teachers' weights, joined by `+`; empty if there is none."""
-    return check_same_run.teachers_fingerprint(named_teachers(recipe))
+    return check_runs_match.teachers_fingerprint(named_teachers(recipe))
 
 
 def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
@@ -290,7 +290,7 @@ def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     whole train split.
     """
     result, teacher_recipe = run.result(), recipes.read(run.recipe)
-    if "recipe_fingerprint" not in result or not check_same_run.has_recipe_of_result(run):
+    if "recipe_fingerprint" not in result or not check_runs_match.has_recipe_of_result(run):
         return [
             f"{run.recipe} is not the recipe that teacher {run.path} finished with, so it is "
             "unknown whether it was trained on images that are held out here; restore the file, "

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from distill.check_installation import Check
 from distill.format import as_typed
-from distill.installation import Check
 from distill.terminal.table_style import blank_table
 
 STYLES = {"ok": "green", "note": "yellow", "fault": "bold red"}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from distill.check_installation import Check
 from distill.components.build_accelerator import evaluation_accelerator
 from distill.data.array_cache import cache_folder
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
 from distill.errors import UserError
 from distill.format import format_size
-from distill.installation import Check
 from distill.models.check_convolutions import wrong_gradients
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe

@@ -37,7 +37,7 @@ from distill.models.cost import count_parameters
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.stage_pairs import with_paired_stages
-from distill.runs import check_same_run, lock, run_folder
+from distill.runs import check_runs_match, lock, run_folder
 from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
@@ -110,7 +110,7 @@ def train_and_test(
     if request.resume:
         run_folder.check_role(folder, request.role)
     if request.resume and folder.is_finished:
-        check_same_run.check_not_finished_early(folder)
+        check_runs_match.check_not_finished_early(folder)
         return
     run_folder.check_out(folder, request.resume)
     with _locked(folder, accel) as killed, out_of_memory.explain_out_of_memory(request.recipe):
@@ -195,7 +195,7 @@ def _prepare(
     identity = fingerprints.identity(
         recipe, images, "" if teacher is None else teacher.fingerprint, test
     )
-    requested = {"recipe": check_same_run.training_fingerprint(own_recipe)}
+    requested = {"recipe": check_runs_match.training_fingerprint(own_recipe)}
     check_same_inputs(
         accel, lambda: {fingerprints.CALLED[k]: v for k, v in (identity | requested).items()}
     )
@@ -317,7 +317,7 @@ def _on_gpu(state: TrainState) -> bool:
 def _check_resumable(folder: RunFolder, request: TrainingRequest) -> None:
     """Raise UserError if the folder contains a run of another recipe than the request."""
     if folder.is_run:
-        check_same_run.check_same(folder, request.recipe)
+        check_runs_match.check_same(folder, request.recipe)
 
 
 def _start_event(ready: PreparedRun, killed: LockHolder | None, progress: Progress | None) -> Start:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import installation
+from distill import check_installation
 from distill.models import check_convolutions
 from distill.training import check_machine
 from tests.cli.command_line import RunCli, unfolded
@@ -149,8 +149,12 @@ def test_wrong_pair_stops_the_other_checks(
 ) -> None:
     versions = {"torch": "2.11.0+cpu", "torchvision": "0.29.2"}
     found = metadata.version
-    monkeypatch.setattr(installation, "version", lambda name: versions.get(name) or found(name))
-    monkeypatch.setattr(installation, "requires", lambda _: ["numpy", "torch==2.15.0", "pillow"])
+    monkeypatch.setattr(
+        check_installation, "version", lambda name: versions.get(name) or found(name)
+    )
+    monkeypatch.setattr(
+        check_installation, "requires", lambda _: ["numpy", "torch==2.15.0", "pillow"]
+    )
     code, checks = results(run_cli, "--data", "synthetic")
     assert code == 1 and list(checks) == ["Python", "libraries", "torch"]
     assert checks["torch"]["found"] == (
@@ -169,16 +173,16 @@ def test_missing_library_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyP
             raise metadata.PackageNotFoundError(name)
         return found(name)
 
-    monkeypatch.setattr(installation, "version", version)
+    monkeypatch.setattr(check_installation, "version", version)
     code, checks = results(run_cli, "--data", "synthetic")
     assert code == 1 and faults(checks) == ["libraries"]
     assert checks["libraries"]["found"] == "not installed: timm"
-    assert checks["libraries"]["advice"] == installation.INSTALL
+    assert checks["libraries"]["advice"] == check_installation.INSTALL
 
 
 def test_old_python_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
-    python, *_ = installation.check_installation()
+    python, *_ = check_installation.check_installation()
     assert (python.state, python.found) == ("fault", "3.10")
     assert python.advice == "3.11 or newer is needed: type make PYTHON=python3.11 venv"
 

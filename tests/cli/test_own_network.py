@@ -29,7 +29,7 @@ def test_own_network_is_trained_evaluated_exported(
     given = ["distill", "--recipe", "tiny", *own, *RUN, "--out", "run"]
     assert run_cli(*given).code == 0
 
-    monkeypatch.setattr("networks.own_code._typed", set())
+    monkeypatch.setattr("networks.user_code._typed", set())
     refused = run_cli("evaluate", "run")
     assert refused.code == 2
     assert "if you trust it, type UNDERSTUDY_CODE=nets.py before the command" in refused.err

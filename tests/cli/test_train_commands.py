@@ -232,7 +232,7 @@ def test_a_device_without_enough_memory_is_one_message(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever process runs out of memory prints it."""
-    monkeypatch.setattr("distill.cli.standard_streams.is_main", lambda: False)
+    monkeypatch.setattr("distill.cli.stdout_and_stderr.is_main", lambda: False)
     monkeypatch.setattr(sys, "__stderr__", message := StringIO())
 
     def fill(*_: object) -> None:

@@ -15,7 +15,7 @@ from distill.data.sources import cifar, load_data_set
 from distill.errors import UserError
 from distill.events import Start
 from distill.recipe import recipes
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from students.normalize_images import KNOWN, MEAN, STD
 from tests.cli.command_line import RunCli
 from tests.make_runs import train
@@ -147,4 +147,4 @@ def test_run_is_not_resumed_with_other_values(pets: Path, tmp_path: Path) -> Non
     run, _ = train(tmp_path / "run", *overrides, "data.normalize=cifar10")
     other = recipes.load("tiny", [*overrides, "data.normalize=cifar100"]).recipe
     with pytest.raises(UserError, match='data.normalize: "cifar10" -> "cifar100"'):
-        check_same_run.check_same(run, other)
+        check_runs_match.check_same(run, other)

@@ -23,7 +23,7 @@ from distill.events import Start, Step
 from distill.format import format_size
 from distill.models import epoch_weights
 from distill.recipe import recipes
-from distill.runs.check_same_run import check_same
+from distill.runs.check_runs_match import check_same
 from distill.runs.run_folder import RunFolder
 from distill.training.run import TrainingRequest, train_and_test
 from distill.training.signals import Request, Stopped

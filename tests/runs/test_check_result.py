@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill.errors import UserError
-from distill.runs import check_result, check_same_run, load_run
+from distill.runs import check_result, check_runs_match, load_run
 from distill.runs.run_folder import RunFolder, write_json
 from distill.runs.teacher_student_summary import summary_row
 
@@ -29,7 +29,7 @@ def changed(folder: Path, changes: dict[str, Any]) -> RunFolder:
 
 def test_unchanged_run_is_accepted(tmp_path: Path) -> None:
     run = changed(tmp_path / "run", {})
-    check_same_run.check_recipe_of_result(run)
+    check_runs_match.check_recipe_of_result(run)
     assert load_run.read(run).parameters == 1454
 
 
@@ -100,7 +100,7 @@ def test_size_of_own_network_fits_weights(
     monkeypatch.setattr(check_result.network_cost, "summary", lambda *_: "ResNet [1, 1] 4-8")
     run = changed(tmp_path / "run", {"parameters": parameters})
     if is_possible:
-        check_same_run.check_recipe_of_result(run)
+        check_runs_match.check_recipe_of_result(run)
     else:
         with pytest.raises(UserError, match="parameters, which student.safetensors is too small"):
-            check_same_run.check_recipe_of_result(run)
+            check_runs_match.check_recipe_of_result(run)

@@ -9,7 +9,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.runs import check_same_run, read_predictions, run_folder
+from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.run_folder import (
     RunFolder,
     check_out,
@@ -182,10 +182,10 @@ def test_an_earlier_trivial_augment_is_not_resumed(tmp_path: Path) -> None:
     recipe = recipes.load("student_alone+trivial_augment").recipe
     folder = RunFolder(tmp_path)
     folder.recipe.write_text(recipes.dumps(recipe))
-    check_same_run.check_same(folder, recipe)
+    check_runs_match.check_same(folder, recipe)
     folder.recipe.write_text(recipes.dumps(recipe).replace("before_crop = true\n", ""))
     with pytest.raises(UserError, match=r"cannot be resumed: it began with another aug"):
-        check_same_run.check_same(folder, recipe)
+        check_runs_match.check_same(folder, recipe)
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "student.safetensors", "evaluation.npz"])

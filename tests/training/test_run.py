@@ -26,7 +26,7 @@ from distill.files.run_json_schemas import fingerprint_of_names
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.recipe import recipes
-from distill.runs import check_same_run
+from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder
 from distill.runs.teacher_student_summary import closing_rows
 from distill.training import run
@@ -380,10 +380,10 @@ def test_a_run_is_not_resumed_with_another_teacher(
     shutil.copytree(teacher, tmp_path / "moved")
     shutil.copytree(distilled[0].path, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    check_same_run.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
+    check_runs_match.check_same(folder, recipes.load("tiny", two_epochs(tmp_path / "moved")).recipe)
     weights = RunFolder(other_teacher).result()["weights"]
     with pytest.raises(UserError, match=rf"\n  the teacher's weights: \w+ -> {weights}\nGive the"):
-        check_same_run.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
+        check_runs_match.check_same(folder, recipes.load("tiny", two_epochs(other_teacher)).recipe)
     folder.result_file.unlink()
     with pytest.raises(UserError, match="cannot be resumed: its teacher changed since it started"):
         train(folder.path, *two_epochs(other_teacher), resume=True)

@@ -21,7 +21,7 @@ from distill.cli.options import (
     complete_recipe,
     numbers,
 )
-from distill.cli.standard_streams import (
+from distill.cli.stdout_and_stderr import (
     echo,
     echo_json,
     loading_libraries,
@@ -241,7 +241,7 @@ def _show_designs(
 ) -> None:
     """Print a table of designs or their JSON, and plot them to the file `plot` if it is given."""
     if plot is not None:
-        from distill.report.plot_params_and_macs import draw
+        from distill.report.plot_macs_over_params import draw
 
         draw(rows, plot)
         echo(f"{plot}: {counted(len(rows), 'design')}", err=True)

@@ -5,8 +5,8 @@ from io import StringIO
 
 import pytest
 
-from distill.cli import standard_streams
-from distill.cli.standard_streams import is_main
+from distill.cli import stdout_and_stderr
+from distill.cli.stdout_and_stderr import is_main
 from distill.errors import RaisedByAll
 from tests.cli.command_line import RunCli
 
@@ -30,7 +30,7 @@ def test_second_of_two_is_not_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that this process would have waited."""
     seconds: list[float] = []
-    monkeypatch.setattr("distill.cli.standard_streams.time.sleep", seconds.append)
+    monkeypatch.setattr("distill.cli.stdout_and_stderr.time.sleep", seconds.append)
     return seconds
 
 
@@ -50,7 +50,7 @@ def test_second_process_prints_its_error_late(
     result = run_cli("evaluate", "nowhere")
     assert (result.code, result.out, result.err) == (2, "", "")
     assert second.getvalue().startswith("process 1: nowhere is not a run")
-    assert waits == [standard_streams.FAILURE_DELAYS_S[1]]
+    assert waits == [stdout_and_stderr.FAILURE_DELAYS_S[1]]
 
 
 def test_error_of_all_is_printed_once(
@@ -76,8 +76,8 @@ def test_lost_process_is_one_message(
     result = run_cli("evaluate", "run")
     assert (result.code, result.err) == (1, "")
     assert second.getvalue().startswith("The command failed: another of its processes ended")
-    assert waits == [standard_streams.LOST_DELAY_S] and waits[0] > max(
-        standard_streams.FAILURE_DELAYS_S
+    assert waits == [stdout_and_stderr.LOST_DELAY_S] and waits[0] > max(
+        stdout_and_stderr.FAILURE_DELAYS_S
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from distill.errors import UserError
 from distill.models.features import FeatureExtractor
-from networks import own_code
+from networks import user_code
 from networks.network_catalogue import is_own, split_own
 
 CODE = """
@@ -64,14 +64,14 @@ def nets(tmp_path: Path) -> Path:
     (tmp_path / "helper.py").write_text("VALUE = 7\n")
     path = tmp_path / "nets.py"
     path.write_text(CODE)
-    own_code.allow(f"{path}:small")
+    user_code.allow(f"{path}:small")
     return path
 
 
-def built(nets: Path, name: str, **options: object) -> own_code.OwnNetwork:
+def built(nets: Path, name: str, **options: object) -> user_code.OwnNetwork:
     given = {"normalize": False, "classes": 7} | options
     arguments = given.pop("arguments", {})
-    return own_code.build(f"{nets}:{name}", arguments, **given)  # type: ignore[arg-type]
+    return user_code.build(f"{nets}:{name}", arguments, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_wrong_argument_is_named(nets: Path) -> None:
 def test_code_that_fails_is_one_message(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("def net(:\n")
-    own_code.allow(f"{path}:net")
+    user_code.allow(f"{path}:net")
     with pytest.raises(UserError, match=r"broken\.py cannot be run: SyntaxError"):
         built(path, "net")
 
@@ -162,9 +162,9 @@ def test_code_is_run_only_if_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_module_is_imported_only_if_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="defined by the code of torch.nn"):
-        own_code.source_of("torch.nn.modules.linear:Linear")
+        user_code.source_of("torch.nn.modules.linear:Linear")
     monkeypatch.setenv("UNDERSTUDY_CODE", "torch.nn.modules.linear")
-    assert own_code.source_of("torch.nn.modules.linear:Linear").path.name == "linear.py"
+    assert user_code.source_of("torch.nn.modules.linear:Linear").path.name == "linear.py"
 
 
 def test_other_code_than_recorded_is_refused(nets: Path) -> None:

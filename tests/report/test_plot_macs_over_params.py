@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.report.plot_params_and_macs import CLEAR, place_labels
+from distill.report.plot_macs_over_params import CLEAR, place_labels
 from tests.cli.command_line import RunCli
 
 
@@ -37,6 +37,6 @@ def test_a_full_disk_is_one_message(tmp_path, monkeypatch, run_cli: RunCli):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("distill.report.plot_params_and_macs.write_bytes", full)
+    monkeypatch.setattr("distill.report.plot_macs_over_params.write_bytes", full)
     result = run_cli("design", "--stages", "3", "--blocks", "1-2", "--plot", "a.svg")
     assert result.code == 1 and "a.svg cannot be written: No space left on device" in result.err

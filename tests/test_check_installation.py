@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cli
-from distill import installation
+from distill import check_installation
 from distill.cli.options import complete_recipe
 from distill.format import as_typed
 from tests.cli.command_line import RunCli
@@ -90,8 +90,8 @@ def test_version_is_printed(run_cli: RunCli) -> None:
 def test_checked_libraries_are_those_declared() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     declared = sorted(re.split("[><=]", each)[0] for each in project["dependencies"])
-    assert sorted(installation.LIBRARIES) == declared
-    oldest = ".".join(map(str, installation.OLDEST_PYTHON))
+    assert sorted(check_installation.LIBRARIES) == declared
+    oldest = ".".join(map(str, check_installation.OLDEST_PYTHON))
     assert project["requires-python"] == f">={oldest}"
 
 
