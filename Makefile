@@ -9,7 +9,7 @@ QUICK := "not gpu and not slow and not long and not multi and not browser"
 EXTRAS := --extra dev --extra export --extra site --extra sweep --extra track
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart check test test-slow test-oldest lint bench docs site
+.PHONY: help venv quickstart check test coverage test-slow test-oldest lint bench docs site
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ quickstart: $(STAMP)  ## teacher, student alone, distilled student: minutes on a
 check: lint  ## lint and the quick tests, for every day: no long one, several processes or browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov -m $(QUICK)
 
-test: lint  ## lint, then every test that needs neither network nor GPU, with coverage
+test: lint  ## lint, then every test that needs neither network nor GPU, but the slow ones
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --no-cov
+
+coverage: $(STAMP)  ## the tests of `make test`, and which lines they do not reach
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-slow: $(STAMP)  ## the tests marked slow: those of benchmarks/, and some that take minutes

@@ -34,7 +34,7 @@ def test_committed_notebook_was_run_without_machine_paths() -> None:
     assert not re.search(r"/tmp/|/home/|/root/|/work/", TOUR.read_text())
 
 
-@pytest.mark.multi
+@pytest.mark.slow
 def test_it_runs_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOUR", "--set train.epochs=1 --set data.train_images=320")
     notebook = nbformat.read(TOUR, 4)

@@ -68,6 +68,7 @@ def test_milestones_keep_their_share(method: str, epochs: int, expected: object)
     assert published_cells.length(method, epochs) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 6, 240])
 def test_recipes_of_every_cell_resolve(epochs: int) -> None:
     for cell in published_cells.cells():
@@ -154,6 +155,7 @@ def test_keys_of_the_method_are_not_the_controls(tmp_path: Path, capsys) -> None
     assert "loss.kd.temperature=2" in method and "cache={}" in method
 
 
+@pytest.mark.slow
 def test_teacher_of_another_network_is_refused(teacher: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         published.main(["--cell", "resnet56/resnet20/kd", "--teacher", str(teacher)])

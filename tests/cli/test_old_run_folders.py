@@ -76,6 +76,7 @@ def test_an_old_run_is_evaluated_exported_and_reported(runs: Path, monkeypatch, 
     assert (runs / "student" / "report.html").exists()
 
 
+@pytest.mark.long
 def test_old_cached_logits_are_read(runs: Path, monkeypatch, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.glob("cache/targets/*/*")}
     run_command(monkeypatch, *DISTILL, "--out", "runs/again")
@@ -83,6 +84,7 @@ def test_old_cached_logits_are_read(runs: Path, monkeypatch, capsys) -> None:
     assert losses(runs / "again") == pytest.approx(losses(OLD_RUNS / "student"), rel=1e-3)
 
 
+@pytest.mark.long
 def test_an_old_checkpoint_is_resumed(runs: Path, monkeypatch) -> None:
     saved = ["--set", "train.save_steps=1", "--out", "runs/unfinished"]
     run_command(monkeypatch, *DISTILL, *saved, "--resume")

@@ -135,6 +135,7 @@ def test_train_distill_evaluate_and_resume(run_cli: RunCli, tmp_path: Path) -> N
     assert again.err == f"{run} is finished: nothing to do.\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],

@@ -165,6 +165,7 @@ def test_a_teacher_is_measured_too_and_counted(teacher) -> None:
     assert found["absent"]["teacher_agreement"] == "this run had no teacher"
 
 
+@pytest.mark.long
 def test_image_and_mirror_have_equal_predictions(distilled, measured) -> None:
     net = load_trained(distilled[0])
     images = torch.from_numpy(load_data_set.load("synthetic", "test").images[:8]) / 255

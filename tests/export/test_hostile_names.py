@@ -171,6 +171,7 @@ def test_pages_figures_and_tables_hold_names_as_text(k):
     page.html(comparison.page([hostile(four), record("b", 10)]))
 
 
+@pytest.mark.long
 def test_the_model_card_holds_names_as_text(distilled):
     run = load_finished(distilled[0], None, None)
     plain = model_card.generate(run, needs_import=True)

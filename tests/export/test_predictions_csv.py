@@ -104,6 +104,7 @@ def test_probabilities_have_a_column_a_class(
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.long
 def test_mirror_averages_image_and_its_mirror_image(
     distilled: Distilled, kaggle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

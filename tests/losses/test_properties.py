@@ -167,6 +167,7 @@ def test_zero_if_student_equals_teacher(name: str) -> None:
         assert value(term, away) > least + 1e-7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EVERY)
 def test_descent_lowers_it(name: str) -> None:
     """Small steps against the gradient: of the outputs of the student, and of the term's own."""

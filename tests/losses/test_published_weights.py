@@ -265,6 +265,7 @@ PUBLISHED: dict[str, tuple[float, float, float, Authors]] = {
 IN_TWO_STAGES: dict[str, Authors] = {"ab": boundaries, "fsp": flows}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [64, 16])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_ingredient_is_the_authors_objective(name: str, batch: int) -> None:

@@ -26,6 +26,7 @@ def loaded(network: str, weights: dict[str, torch.Tensor], classes: int = 7) -> 
     return net
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", NETWORKS)
 def test_published_weights_give_published_logits(network: str) -> None:
     theirs = published(network)

@@ -59,6 +59,7 @@ def test_parameters_are_the_published_ones(network: str) -> None:
     assert cost.count_parameters(on_meta(network, 100)) == PUBLISHED[network]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "network", [*PUBLISHED, "resnet20x4", "wrn-16-1", "resnet101", "resnet152"]
 )
@@ -71,6 +72,7 @@ def test_description_matches_built_network(network: str, classes: int) -> None:
     assert described.taps == tuple(tap_points(net))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [16, 48, 64, 128])
 @pytest.mark.parametrize(
     "network",
@@ -89,6 +91,7 @@ def test_macs_of_odd_image_sizes() -> None:
     assert describe(student("vgg8"), size=50) is None  # not proportional to the pixels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["resnet20", "wrn-16-2", *network_catalogue.FIXED])
 def test_taps_shrink_towards_the_logits(network: str) -> None:
     """Two images give logits and maps whose size never grows; `features` is what the head reads."""

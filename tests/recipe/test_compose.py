@@ -297,6 +297,7 @@ def test_ingredients_of_different_tables_commute() -> None:
     assert recipes[0] != load("tiny").recipe
 
 
+@pytest.mark.long
 def test_any_two_ingredients_that_touch_different_keys_commute() -> None:
     """Of all that are shipped: order matters only where both say something of the same key."""
     folder = Path(__file__).parents[2] / "recipes/ingredients"

@@ -56,6 +56,7 @@ def test_page_lists_twenty_classes_and_file_all(blocks: dict[str, Any]) -> None:
     assert not blocks["confused table"].is_long, "it names what the matrix cannot"
 
 
+@pytest.mark.long
 def test_cells_name_their_classes(blocks: dict[str, Any]) -> None:
     made = page.html(run_report.page(hundred_classes(), LAYERS))
     tags = [tag for tag, _ in Reader(made).tags]

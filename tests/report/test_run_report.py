@@ -83,6 +83,7 @@ def written(distilled: tuple[RunFolder, Events], tmp_path_factory: pytest.TempPa
     return path
 
 
+@pytest.mark.long
 def test_only_reports_are_replaced(written: Path, tmp_path: Path) -> None:
     run = RunFolder(written.parent)
     assert run_report.report_path([run], None) == written
@@ -247,6 +248,7 @@ def test_held_out_logits_give_a_temperature() -> None:
     assert "temperature scaled, ECE 0.000" in text  # fitted on the same logits
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("known", "message"),
     [
@@ -366,6 +368,7 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
         page.write(made, tmp_path / "a" / "report.html")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["report_files", "report_files/figures", "report_files/tables"])
 def test_report_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
     mine = tmp_path / "mine"
@@ -449,6 +452,7 @@ def test_commands_train_the_run_from_the_beginning() -> None:
 TYPED = ["cli.py", "distill", "--recipe", "kd", "--out", "runs/run"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("runs", "typed", "listed"),
     [

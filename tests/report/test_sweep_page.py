@@ -84,6 +84,7 @@ def test_importance_of_few_trials_is_warned_of(n: int) -> None:
     assert few_trials_warning(n) == words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("summary", [of_trials(50), SUMMARY | {"importance": {}}])
 def test_no_warning_where_none_is_due(summary: dict[str, Any]) -> None:
     """With 50 complete trials, and without an importance."""

@@ -39,6 +39,7 @@ def counted_macs(net, image_size=32):
     return macs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['source'][:3]}-{row['name']}")
 def test_networks_of_the_reports_have_stated_parameters(row):
     stated = row.get("parameters_of_described_network", row["parameters"])

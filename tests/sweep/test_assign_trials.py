@@ -123,6 +123,7 @@ def test_sampler_uses_values_of_earlier_trials(tmp_path: Path) -> None:
     assert away[0] < away[1] / 2
 
 
+@pytest.mark.long
 def test_killed_trial_is_repeated_with_its_values(trials: Trials) -> None:
     mine = trials.claim("gone")
     assert mine is not None
@@ -366,6 +367,7 @@ def reopened(place: Path, **changes: str) -> Trials:
     )
 
 
+@pytest.mark.long
 def test_other_images_or_teachers_do_not_continue_sweep(tmp_path: Path) -> None:
     assert reopened(tmp_path).n_open() == 6
     assert reopened(tmp_path).n_open() == 6
@@ -597,6 +599,7 @@ def test_folder_of_a_sweep_that_is_a_link(tmp_path: Path, name: str, target: str
     assert list((tmp_path / "elsewhere").iterdir()) == [] and not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [".lock", "last", "running.json"])
 def test_linked_file_of_trial_is_refused_at_once(tmp_path: Path, name: str) -> None:
     """A worker would wait without end for the one that seems to hold a linked lock."""

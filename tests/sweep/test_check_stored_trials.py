@@ -250,6 +250,7 @@ def test_unchanged_storage_is_continued(finished: Path) -> None:
     assert go_on(finished)["counts"]["complete"] == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_storage_is_one_message(finished: Path, tmp_path: Path, name: str) -> None:
     statements, message = CHANGES[name]

@@ -72,6 +72,7 @@ def test_journal_of_a_killed_worker_is_rolled_back(sweep: Path, tmp_path: Path) 
     assert not journal.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sweep.db-journal", "sweep.db-wal", "sweep.db-shm", "sweep.db"])
 @pytest.mark.parametrize("kind", ["symbolic link", "hard link", "pipe"])
 def test_file_that_is_elsewhere_is_refused(sweep: Path, mine: Path, name: str, kind: str) -> None:
@@ -129,6 +130,7 @@ def test_lock_that_is_no_file_of_its_own(sweep: Path, mine: Path, kind: str) -> 
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["what?x", "a#b", "a%41b", "{SCHEMA_VERSION}", "{x", "a b", "é"])
 def test_database_is_in_the_folder_of_any_name(tmp_path: Path, name: str) -> None:
     trials = opened(tmp_path / name)
@@ -180,6 +182,7 @@ def test_text_of_all_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatc
     assert peak_rss() - before < 100 << 20
 
 
+@pytest.mark.long
 def test_value_too_large_is_one_message(sweep: Path) -> None:
     insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'a', ?)"
     with sqlite3.connect(sweep / "sweep.db") as rows:

@@ -50,6 +50,7 @@ def pooled() -> nn.Module:
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("made", "left"),
     [

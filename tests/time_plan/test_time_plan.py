@@ -211,6 +211,7 @@ def test_the_faster_precision_is_proposed(monkeypatch) -> None:
 # The budget of the command itself
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("takes_s", [2.0, 6.0, 13.0, 30.0])
 def test_measuring_keeps_its_time(takes_s: float, monkeypatch) -> None:
     machine = Machine(monkeypatch, takes_s=takes_s)

@@ -86,6 +86,7 @@ FOREIGN = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_every_optimizer_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     """Whatever options the checkpoint has: they come from the recipe."""
@@ -110,6 +111,7 @@ def test_every_optimizer_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert all(map(torch.equal, uninterrupted, weights(whole)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_state_of_no_step_is_loaded(name: str, tmp_path: Path) -> None:
     resume.save(begun(tmp_path, f"optim.name={name}", steps=0))
@@ -303,6 +305,7 @@ def replace_mean(tensors: Tensors) -> None:
     tensors["objective"]["losses.vid.running_mean"] = torch.zeros(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["epoch", "log"])
 @pytest.mark.parametrize(
     ("values", "fault"),

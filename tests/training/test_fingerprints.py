@@ -271,6 +271,7 @@ def test_head_counts_test_images_that_are_trained_on(pictures: Path, tmp_path: P
     assert facts["test_images_in_train"] == 100
 
 
+@pytest.mark.long
 def test_recorded_teacher_is_the_loaded_one(
     teacher: Path, other_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ COMPARING = ("dist", "sp", "pkt", "rkd", "crd")
 WITH_PARAMETERS = ("fitnet", "vid", "reviewkd")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*COMPARING, *WITH_PARAMETERS])
 def test_terms_are_finite_on_last_two_images(teacher, name: str) -> None:
     """42 images in batches of 20: terms and batch norms get two images in the last one."""

@@ -38,6 +38,7 @@ def metrics(events: Events) -> list[dict[str, float]]:
     return [event.metrics for event in events if isinstance(event, Step)]
 
 
+@pytest.mark.long
 def test_losses_are_those_of_the_same_student(
     efficient: Finished, resnet_teacher: Finished
 ) -> None:
@@ -149,6 +150,7 @@ def test_teacher_is_the_trained_network(resnet_teacher: Finished) -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd"]
 )

@@ -91,6 +91,7 @@ def test_with_minutes_shares_are_of_epochs_that_fit() -> None:
     assert sides == [20, 20, 20, None, None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("term", MAPS)
 def test_terms_that_read_maps_work_at_every_side(term: str, teacher) -> None:
     options = [

@@ -267,6 +267,7 @@ def test_a_fitting_teacher_is_taken_and_named(teacher, tmp_path) -> None:
     assert events[0].teacher_top1 is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("most", "overrides", "n"),
     [(600, [], 600), (599, [], 100), (600, ["data.holdout=0"], 100)],
@@ -498,6 +499,7 @@ def test_a_teacher_of_an_earlier_version_may_teach(teacher, tmp_path) -> None:
     assert RunFolder(tmp_path / "student").is_finished
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("value", "mode"), [(7.0, 0o700), (-0.1, 0o700), (float("nan"), 0o700), (0.5, 0o777)]
 )

@@ -58,6 +58,7 @@ def ran(spec: str, teacher: Path) -> list[tuple[float, dict[str, float]]]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_a_recipe_runs_two_steps(path: Path, teacher: Path) -> None:
     for done, losses in ran(path.stem, teacher):
@@ -71,6 +72,7 @@ def terms_on(spec: str, done: float) -> set[str]:
     return {name for name, term in terms if term.when.begin <= done < term.when.end}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", INGREDIENTS, ids=lambda path: path.stem)
 def test_an_ingredient_runs_two_steps_composed_with_kd(path: Path, teacher: Path) -> None:
     spec = f"kd+{path.stem}"

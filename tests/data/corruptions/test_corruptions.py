@@ -243,6 +243,7 @@ def test_pixelate_and_jpeg_are_pillow_s(severity: int, images: np.ndarray) -> No
         assert np.array_equal(coded[n].transpose(1, 2, 0), np.asarray(Image.open(file)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_other_image_sizes_are_corrupted(name: str, size: int) -> None:
