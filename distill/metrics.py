@@ -130,7 +130,7 @@ def is_same_prediction(a: Array, b: Array) -> NDArray[np.bool_]:
     return same
 
 
-def kl_divergence(p: Array, q: Array) -> Floats:
+def kl_of_logits(p: Array, q: Array) -> Floats:
     """Return KL(softmax(p) || softmax(q)) for each row [N] of logits [N, C], in nats."""
     log_p, log_q = _log_probabilities(p), _log_probabilities(q)
     values: Floats = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)

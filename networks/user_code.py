@@ -69,7 +69,7 @@ class OwnNetwork(nn.Module):
 
 def allow(network: str) -> None:
     """Allow the code of `FILE.py:NAME` or `package.module:NAME`, which the user typed."""
-    _typed.add(_identity(split_own(network)[0]))
+    _typed.add(_file_or_module(split_own(network)[0]))
 
 
 def source_of(network: str) -> Source:
@@ -126,13 +126,13 @@ def build(
     return wrapped
 
 
-def _identity(code: str) -> str:
+def _file_or_module(code: str) -> str:
     return os.path.realpath(code) if code.endswith(".py") else code
 
 
 def _check_allowed(code: str) -> None:
     variable = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
-    if _identity(code) in _typed | set(map(_identity, variable)):
+    if _file_or_module(code) in _typed | set(map(_file_or_module, variable)):
         return
     raise UserError(
         f"the network is defined by the code of {code}, which would be run.\n"

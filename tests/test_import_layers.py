@@ -229,7 +229,7 @@ def called(node: ast.Call) -> str:
         ),
         (
             "distill/training/a.py",
-            "from distill.cli import standard_streams",
+            "from distill.cli import stdout_and_stderr",
             "distill.cli.stdout_and_stderr",
         ),
         ("distill/utils.py", "", "distill.utils is in no layer"),

@@ -121,7 +121,7 @@ def loss_names_its_paper(path: str, source: str) -> list[str]:
         "/objective.py",
         "/gather.py",
         "/at_least_float32.py",
-        "/sizes.py",
+        "/resize_feature_maps.py",
         "/__init__.py",
     )
     if not path.startswith("distill/losses/") or path.endswith(not_losses):

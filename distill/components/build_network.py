@@ -61,7 +61,7 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
 
 def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     described = network_table(recipe, role)
-    if network_cost.is_residual(described):
+    if network_cost.is_described_by_design(described):
         return ResNet(build_design(recipe, n_classes, role), **described.rates())
     _check_budget(recipe, described, n_classes)
     if is_own(described.network):

@@ -14,7 +14,7 @@ from distill.metrics import (
     is_correct,
     is_in_top,
     is_same_prediction,
-    kl_divergence,
+    kl_of_logits,
     measures,
     nll,
     probabilities,
@@ -77,7 +77,7 @@ def compare_with_teacher(logits: Array, teacher_logits: Array) -> dict[str, floa
     """
     return {
         "teacher_agreement": float(is_same_prediction(logits, teacher_logits).mean()),
-        "teacher_kl": float(kl_divergence(teacher_logits, logits).mean()),
+        "teacher_kl": float(kl_of_logits(teacher_logits, logits).mean()),
     }
 
 

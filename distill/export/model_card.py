@@ -240,7 +240,7 @@ def _other_seeds(run: RunFolder) -> list[RunFolder]:
     Of runs with the same seeds or the same weights, such as copies, one is returned.
     """
     identity, found = _identity_without_seeds(run), [(run, *_seeds_and_weights(run))]
-    for other in run_folder.runs_beside(run):
+    for other in run_folder.runs_in_same_folder(run):
         with suppress(UserError, OSError):
             if _is_same_but_seeds(other, run, identity):
                 found.append((other, *_seeds_and_weights(other)))

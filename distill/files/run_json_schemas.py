@@ -99,7 +99,7 @@ class TeacherResult(BaseModel):
     imported: list[Text] = []  # those whose weights another program trained
 
 
-class ImportedResult(BaseModel):
+class ImportedTable(BaseModel):
     """The table `imported` in result.json of a teacher whose weights another program trained."""
 
     model_config = OPEN
@@ -145,7 +145,7 @@ class Result(BaseModel):
     weights: Text
     evaluation: Text
     finished_at: Text
-    imported: ImportedResult | None = None
+    imported: ImportedTable | None = None
     finished_early: FinishedEarlyResult | None = None
 
     @field_validator("metrics")

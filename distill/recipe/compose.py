@@ -58,7 +58,7 @@ class _TooLarge(Exception):
 
 
 @dataclass
-class _Size:
+class _RecipeFilesCount:
     """Counts the files of a recipe and their characters; a file read twice counts twice."""
 
     parts: int = 0
@@ -132,7 +132,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     origins: dict[str, str] = {}
     parts = _parts(spec, Path())
     networks, last = list[tuple[str, Values]](), list[Layer]()
-    size = _Size()
+    size = _RecipeFilesCount()
     try:
         for part in parts:
             last = list(_layers(part, Path(), (), size, faults))
@@ -177,7 +177,11 @@ def _networks(values: Values) -> Values:
 
 
 def _layers(
-    spec: str, relative_to: Path, ancestors: tuple[Path, ...], size: _Size, faults: list[str]
+    spec: str,
+    relative_to: Path,
+    ancestors: tuple[Path, ...],
+    size: _RecipeFilesCount,
+    faults: list[str],
 ) -> Iterator[Layer]:
     """Yield a layer for each file of `spec`, in merging order.
 
@@ -254,7 +258,7 @@ def shipped_paths() -> list[Path]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.toml"))]
 
 
-def parsed(path: Path, faults: list[str], size: _Size | None = None) -> Values:
+def parsed(path: Path, faults: list[str], size: _RecipeFilesCount | None = None) -> Values:
     """Return the tables of a file; if it cannot be read, add a fault and return no tables.
 
     `size`: if given, the file's characters are added to it. Raises _TooLarge if `size` then

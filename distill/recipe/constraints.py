@@ -14,7 +14,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.recipe.loss_schema import Losses, taps
-from distill.recipe.network_cost import budget_fault, describe, is_residual
+from distill.recipe.network_cost import budget_fault, describe, is_described_by_design
 from distill.recipe.schema import (
     OWN_KEYS,
     WRN_KEYS,
@@ -255,7 +255,7 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
                 hint = (
                     "; the student has no projector: type --set student.projector_width=, "
                     "the teacher's width"
-                    if tap == "projector" and is_residual(student)
+                    if tap == "projector" and is_described_by_design(student)
                     else did_you_mean(*get_close_matches(tap, allowed, n=1))
                 )
                 problem = (
@@ -368,7 +368,7 @@ def maps_fit_every_side(student: Student, train: Train, data: Data) -> Iterator[
 
     Its maps and its pooling window must fit, and it must have as many features as at full size.
     """
-    if train.resolution is None or not is_residual(student):
+    if train.resolution is None or not is_described_by_design(student):
         return
     spec = student.spec()
     try:

@@ -23,7 +23,7 @@ def describe(
     """
     if table.network == "resnet" and (table.stages is None or table.blocks is None):
         raise UserError('network = "resnet" needs stages and blocks')
-    if is_residual(table):
+    if is_described_by_design(table):
         return Design.of(**table.spec(), classes=classes, image_size=size)
     if isinstance(table, Teacher) and table.network == "wrn":
         return WrnDesign(table.depth, table.widen, classes, size)
@@ -34,7 +34,7 @@ def describe(
     return network_catalogue.wide_resnet(table.network, classes, size)
 
 
-def is_residual(table: Student | Teacher) -> bool:
+def is_described_by_design(table: Student | Teacher) -> bool:
     """Whether a `Design` describes a table's network."""
     return table.network == "resnet" or table.network in network_catalogue.RESIDUAL
 

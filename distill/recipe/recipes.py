@@ -154,7 +154,7 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """
     resolved = _load(spec, overrides, [r for r in RULES if r is not within_budget])
     student, size = _student(resolved), resolved.recipe.data.image_size
-    if not network_cost.is_residual(student):
+    if not network_cost.is_described_by_design(student):
         raise UserError(
             f"the student is {student.network}: it cannot be checked, because the rules are for "
             "residual networks that a recipe describes by stages, blocks and width.\n"

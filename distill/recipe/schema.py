@@ -559,7 +559,7 @@ class Ema(Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_default_decay(cls, values: Any) -> Any:
+    def _half_life_replaces_decay(cls, values: Any) -> Any:
         """Drop the default decay if a half-life is set."""
         has_half_life = isinstance(values, dict) and values.get("half_life") is not None
         return {"decay": None} | values if has_half_life else values

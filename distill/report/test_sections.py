@@ -106,7 +106,7 @@ def _main_measures(predictions: Predictions) -> Iterator[Block]:
     if predictions.teacher_logits is not None:
         same = metrics.is_same_prediction(logits, predictions.teacher_logits)
         rows.append(("same prediction as the teacher", *_share_and_interval(same)))
-        kl = metrics.kl_divergence(predictions.teacher_logits, logits)
+        kl = metrics.kl_of_logits(predictions.teacher_logits, logits)
         rows.append(("KL(teacher || student)", (float(kl.mean()), NATS), None))
     columns = (
         Column("measure", is_number=False),

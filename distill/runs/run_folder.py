@@ -478,7 +478,7 @@ def newest_runs_in(folder: Path) -> Iterator[RunFolder]:
     yield from (run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True))
 
 
-def runs_beside(run: RunFolder) -> Iterator[RunFolder]:
+def runs_in_same_folder(run: RunFolder) -> Iterator[RunFolder]:
     """Yield the runs in the folder that contains `run`, the newest first, `run` among them.
 
     None if this user may not list the folder: files can be written in it even so.

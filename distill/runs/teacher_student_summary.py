@@ -13,7 +13,7 @@ from distill.runs.check_runs_match import (
     teachers_of,
     test_split_differences,
 )
-from distill.runs.run_folder import RunFolder, early_end, is_tested, runs_beside
+from distill.runs.run_folder import RunFolder, early_end, is_tested, runs_in_same_folder
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     result = run.result()
     role_and_data = "student", result["data"]["fingerprint"]
     control = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
-    for candidate in runs_beside(run):
+    for candidate in runs_in_same_folder(run):
         try:
             other = candidate.result()
             if test_split_differences([result, other]) or early_end(other) != early_end(result):

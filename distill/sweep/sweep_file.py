@@ -149,12 +149,12 @@ def validate(values: Values, name: str, location: str) -> Sweep:
     if wrong := list(sweep_validation.file_faults(file)):
         raise _sweep_error(location, wrong)
     sweep = Sweep(file.study.name or name, file, recipes.load(file.recipe, file.overrides))
-    if wrong := list(_recipe_faults(sweep)):
+    if wrong := list(_unmet_requirements_of_recipe(sweep)):
         raise _sweep_error(location, wrong)
     return sweep
 
 
-def _recipe_faults(sweep: Sweep) -> Iterator[str]:
+def _unmet_requirements_of_recipe(sweep: Sweep) -> Iterator[str]:
     """Yield a fault for each requirement of the sweep that its recipe does not meet."""
     recipe = sweep.base.recipe
     if recipe.data.holdout == 0:

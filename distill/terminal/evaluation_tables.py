@@ -34,7 +34,7 @@ def evaluation_tables(results: Figures) -> RenderableType:
     blocks: list[RenderableType] = [
         Text("\n").join(head_lines(results)),
         headline_table(results),
-        Text("\n").join(remarks(results)),
+        Text("\n").join(temperature_and_teacher_lines(results)),
         class_table(results["per_class"], results["confusion"]),
     ]
     for name, block in OPTIONAL.items():
@@ -71,7 +71,7 @@ def headline_table(results: Figures) -> Table:
     return table
 
 
-def remarks(results: Figures) -> Iterator[Text]:
+def temperature_and_teacher_lines(results: Figures) -> Iterator[Text]:
     """Yield lines on temperature and agreement with the teacher, or on why they are unknown."""
     absent = results["absent"]
     if results["temperature"] is not None:

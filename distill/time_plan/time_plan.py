@@ -88,7 +88,7 @@ class Machine:
         own = self._faster(own, teacher, costed.costs)
         return replace(costed, candidate=replace(candidate, training=own, teacher=teacher))
 
-    def next_to_measure(self, waiting: list[CostedCandidate], seconds: float) -> CostedCandidate:
+    def next_likely_to_fit(self, waiting: list[CostedCandidate], seconds: float) -> CostedCandidate:
         """Return the first candidate that is expected to fit into `seconds`, or else the first.
 
         It is expected to by the best speed so far, with a reserve of ROUGH. So the time for
@@ -150,7 +150,7 @@ class Machine:
         return self.speeds[key].fastest_s
 
     @property
-    def share(self) -> float | None:
+    def processor_share(self) -> float | None:
         """The fraction of the processor's time that the timed steps had, 0..1; None on a GPU.
 
         It is below 1 if other programs are running.
@@ -211,7 +211,7 @@ def plan(
     machine = Machine(measure_speed.random_images(n_images, n_classes, size), began_at + BUDGET_S)
     timed, waiting = [], list(costed)
     for done in range(len(costed)):
-        each = machine.next_to_measure(waiting, 60 * minutes)
+        each = machine.next_likely_to_fit(waiting, 60 * minutes)
         waiting.remove(each)
         if progress is not None:
             progress(f"timing {each.candidate.training.recipe_spec}", done, len(costed))
@@ -225,7 +225,7 @@ def plan(
         "rules": rules,
         "data": data,
         "device": measure_speed.device_name(),
-        "processor_share": machine.share,
+        "processor_share": machine.processor_share,
         "best": fitting[0]["recipe"] if fitting else None,
         "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
         "recipes": rows,

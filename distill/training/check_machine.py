@@ -137,14 +137,15 @@ def _check_disk(name: str, folder: Path, needs: dict[Role, MemoryNeed]) -> Check
     needed = max([LEAST_DISK, *(MOST_COPIES * need.state for need in needs.values())])
     found = f"{format_size(free)} free in {existing}"
     if not os.access(existing, os.W_OK):
-        return Check(name, "fault", f"{existing} may not be written", _elsewhere(name))
+        return Check(name, "fault", f"{existing} may not be written", _advise_other_folder(name))
     if free < needed:
-        advice = f"{format_size(int(needed))} may be needed: delete old runs, or {_elsewhere(name)}"
+        advice = f"{format_size(int(needed))} may be needed: delete old runs, or "
+        advice += _advise_other_folder(name)
         return Check(name, "fault", found, advice)
     return Check(name, "ok", found)
 
 
-def _elsewhere(name: str) -> str:
+def _advise_other_folder(name: str) -> str:
     is_cache = name.endswith("cache")
     return "set UNDERSTUDY_CACHE to another folder" if is_cache else "give another --out"
 

@@ -93,7 +93,7 @@ def count_images(recipe: Recipe, n_images: int) -> ImageCounts | None:
     return ImageCounts(
         trained=epochs * an_epoch,
         cached=max(0, epochs - views) * an_epoch,
-        passes=teacher_passes(recipe),
+        passes=teacher_passes_per_image(recipe),
         validated=epochs * n_held_out * (2 if both else 1),
     )
 
@@ -108,7 +108,7 @@ def split_sizes(recipe: Recipe, n_images: int) -> tuple[int, int]:
     return min(n_train, recipe.data.train_images or n_train), n_held_out
 
 
-def teacher_passes(recipe: Recipe) -> float:
+def teacher_passes_per_image(recipe: Recipe) -> float:
     """Return the mean number of teacher forward passes per training image, averaged over the
     training.
 

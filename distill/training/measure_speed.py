@@ -126,7 +126,7 @@ def measure(
     image = _mean_over_training(times, [end - begin for begin, end in spans], size, recipe)
     teacher_s = 0.0
     if recipe.cache is not None and time.monotonic() < until:
-        teacher_s = min(minutes_to_steps.teacher_seconds(state) / size, image.mean)
+        teacher_s = min(minutes_to_steps.teacher_seconds_per_step(state) / size, image.mean)
     return Speed(image, teacher_s, min(map(min, times)), first_s)
 
 

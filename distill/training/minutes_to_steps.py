@@ -42,7 +42,7 @@ def steps_within(state: TrainState, minutes: float, began_at: float) -> int:
     budget_s, steps_per_epoch = 60 * minutes, state.loader.steps_per_epoch
     with restore_afterwards(state):
         step_s = _mean_step(state, MOST_SHARE * budget_s)
-        cached_step_s = step_s - teacher_seconds(state)
+        cached_step_s = step_s - teacher_seconds_per_step(state)
         epoch_s = time_work(state, lambda: _run_end_of_epoch(state))
     spent_s = time.monotonic() - began_at
     left_s = (1 - SPARE) * budget_s - spent_s
@@ -98,7 +98,7 @@ def _side_at(state: TrainState, share: float) -> int | None:
     return [side for begin, side in state.loader.schedule.image_sizes if begin <= share][-1]
 
 
-def teacher_seconds(state: TrainState) -> float:
+def teacher_seconds_per_step(state: TrainState) -> float:
     """Return the mean seconds per step that the teacher takes; 0 without a teacher, or if every
     view is cached.
     """

@@ -42,11 +42,11 @@ def repeat_step(
     state = build.build(recipe, newest["role"], folder, progress=progress)
     resume.check_identity(state, newest)
     build.set_total_steps(state, recipe, total_steps)
-    _restore_before(state, step)
+    _restore_checkpoint_before(state, step)
     return _repeat_until(state, step, progress)
 
 
-def _restore_before(state: TrainState, step: int) -> None:
+def _restore_checkpoint_before(state: TrainState, step: int) -> None:
     """Restore the newest undamaged checkpoint from before step `step`, if there is one."""
     for path in checkpoint.checkpoint_folders(state.folder.last):
         try:

@@ -59,7 +59,7 @@ def start_notes(
     yield from _cache_notes(state)
     yield from _overlap_note(test)
     yield from _recipe_notes(recipe, split, teacher_top1)
-    yield from _cpu_precision_note(state, recipe)
+    yield from _faster_precision_note(state, recipe)
 
 
 def _normalisation_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
@@ -227,7 +227,7 @@ def _recipe_notes(
         yield f"train.accumulate = {recipe.train.accumulate}: {names} compares samples of one part"
 
 
-def _cpu_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
+def _faster_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note if another precision than the recipe's is faster on this CPU."""
     if state.accelerator.device.type != "cpu":
         return

@@ -18,7 +18,7 @@ from distill.metrics import (
     ece_interval,
     is_correct,
     is_in_top,
-    kl_divergence,
+    kl_of_logits,
     measures,
     most_confused,
     nll,
@@ -215,7 +215,7 @@ def test_likelihood_ranks_and_divergence_are_torch_s() -> None:
         is_in_top(2, LOGITS, LABELS) == (logits.topk(2).indices == labels[:, None]).any(1).numpy()
     ).all()
     kl = kl_div(other.log_softmax(1), logits.log_softmax(1), log_target=True, reduction="none")
-    assert np.allclose(kl_divergence(LOGITS, LOGITS[::-1]), kl.sum(1))
+    assert np.allclose(kl_of_logits(LOGITS, LOGITS[::-1]), kl.sum(1))
 
 
 @pytest.mark.long

@@ -228,10 +228,10 @@ def test_parent_that_cannot_be_listed_has_no_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = started(tmp_path / "run")
-    assert list(run_folder.runs_beside(run)) == [run]
+    assert list(run_folder.runs_in_same_folder(run)) == [run]
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
     monkeypatch.setattr(Path, "iterdir", lambda _: 1 / 0)
-    assert not list(run_folder.runs_beside(run))
+    assert not list(run_folder.runs_in_same_folder(run))
 
 
 @pytest.mark.parametrize("name", ["last", "last.old/mine", "last.damaged/a/b", "best", "epochs/x"])

@@ -328,7 +328,7 @@ def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
     monkeypatch.setattr(
         minutes_to_steps, "_forward_seconds", lambda _, teacher: 1.0 + (teacher is slow)
     )
-    assert minutes_to_steps.teacher_seconds(run) == 2.0
+    assert minutes_to_steps.teacher_seconds_per_step(run) == 2.0
     assert minutes_to_steps._teacher_to_time(run).source is slow
 
 

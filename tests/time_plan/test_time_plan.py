@@ -45,7 +45,7 @@ class Machine:
         self.timed.append((recipe, role, teacher))
         flop = 6 * flops.network_cost(recipe, role, 10).macs
         if teacher is not None:
-            flop += flops.teacher_passes(recipe) * (
+            flop += flops.teacher_passes_per_image(recipe) * (
                 2 * flops.network_cost(teacher, "teacher", 10).macs
             )
         factor = self.bf16 if recipe.train.precision == "bf16" else 1.0

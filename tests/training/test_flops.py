@@ -85,7 +85,7 @@ def test_last_partial_batch_counts_if_it_is_trained() -> None:
 
 def test_teacher_counts_while_a_term_reads_it() -> None:
     def passes(spec: str, *overrides: str) -> float:
-        return flops.teacher_passes(recipes.load(spec, overrides).recipe)
+        return flops.teacher_passes_per_image(recipes.load(spec, overrides).recipe)
 
     assert passes("student_alone") == 0
     assert passes("soft_mix") == 2  # both images of a pair

@@ -230,7 +230,9 @@ def test_the_teacher_is_timed_at_every_side(teacher, monkeypatch) -> None:
     monkeypatch.setattr(
         minutes_to_steps, "_forward_seconds", lambda run, live: SECONDS[run.loader.schedule.side(0)]
     )
-    assert minutes_to_steps.teacher_seconds(run) == pytest.approx(0.5 * 1 + 0.25 * 2 + 0.25 * 4)
+    assert minutes_to_steps.teacher_seconds_per_step(run) == pytest.approx(
+        0.5 * 1 + 0.25 * 2 + 0.25 * 4
+    )
 
 
 def test_the_time_left_counts_pixels(teacher) -> None:

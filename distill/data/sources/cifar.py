@@ -113,7 +113,7 @@ def check(batches: Batches) -> None:
     Reads no image.
     """
     layout = batches.layout
-    sizes = _file_sizes(batches)
+    sizes = _found_file_sizes(batches)
     file_names = (*layout.files["train"], *layout.files["test"])
     faults = [f"{name}: missing" for name in (layout.meta, *file_names) if name not in sizes]
     least = IMAGE_BYTES
@@ -169,7 +169,7 @@ def _advice(*layouts: Layout) -> str:
     )
 
 
-def _file_sizes(batches: Batches) -> dict[str, int]:
+def _found_file_sizes(batches: Batches) -> dict[str, int]:
     """Return the size in bytes of each file in the folder or archive, by name."""
     try:
         if batches.path.is_dir():
