@@ -85,6 +85,7 @@ class DataResult(BaseModel):
     fingerprint: Text
     train_images: Count
     val_images: Count
+    test_images: Count | None = None  # None if an earlier version wrote the result
 
 
 class TeacherResult(BaseModel):
