@@ -14,9 +14,11 @@ from distill.files import regular_file, run_json_schemas
 from distill.files.untrusted_arrays import LARGEST, open_npz
 from distill.format import counted, percent
 from distill.metrics import Array, is_correct, measures
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, is_tested
 
 ADVICE = "Restore it, or move it away: most commands work without it."
+# Beside an accuracy of result.json that no predictions confirm.
+NOT_VERIFIED = "not verified: evaluation.npz is missing or damaged"
 VAL_TOLERANCE = 0.02  # of an accuracy, 0..1
 NLL_TOLERANCE = 1e-3  # relative
 ECE_TOLERANCE = 1e-3  # of a calibration error, 0..1; rounding may move two images to other bins
@@ -29,7 +31,9 @@ UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 
 class ContradictsPredictions(UserError):
-    """result.json contradicts the saved predictions: it names another file or other measures."""
+    """result.json contradicts the saved predictions: it names another file, none, or other
+    measures.
+    """
 
 
 @dataclass(frozen=True)
@@ -163,12 +167,17 @@ def read_run(run: RunFolder) -> Predictions | None:
     path = run.evaluation
     result = run.result() if run.is_finished else {}
     expected = result.get("evaluation")
+    n_images = result.get("data", {}).get("test_images")
+    if expected is None and n_images is not None and is_tested(result):
+        raise ContradictsPredictions(
+            f"{run.result_file} has no sha256 of {path.name}, which every version wrote that also "
+            f"wrote test_images: it was changed.\n{run_json_schemas.RETRAIN}"
+        )
     if expected is not None and path.exists() and _sha256(path) != expected:
         raise ContradictsPredictions(
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    n_images = result.get("data", {}).get("test_images")
     predictions, names = read_if_present(path, n_images), result.get("class_names")
     if predictions is None:
         return None

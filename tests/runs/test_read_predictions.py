@@ -28,6 +28,7 @@ from distill.metrics import (
 )
 from distill.runs import read_predictions
 from distill.runs.read_predictions import (
+    ContradictsPredictions,
     Predictions,
     n_test_images,
     read_if_present,
@@ -170,6 +171,11 @@ def test_number_of_images_is_that_of_result(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", ANSWERS_A)
     result = run.result()
     write_json(run.result_file, result | {"data": result["data"] | {"test_images": 9}})
+    with pytest.raises(ContradictsPredictions, match="a/result.json has no sha256 of evaluation"):
+        n_test_images(run)
+    data = with_fingerprint_of_names(run)["data"] | {"test_images": 9}
+    changes = {"data": data, "evaluation": file_sha256(run.evaluation)}
+    write_json(run.result_file, result | changes)
     with pytest.raises(UserError, match=r"logits has the shape \[8, 3\]; .* tested on 9 images"):
         read_run(run)
 
