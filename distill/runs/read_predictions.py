@@ -184,14 +184,14 @@ def read_run(run: RunFolder) -> Predictions | None:
     if names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
-    _check_measures(run, predictions, result.get("metrics", {}))
+    check_measures(run.result_file, predictions, result.get("metrics", {}))
     return predictions
 
 
-def _check_measures(
-    run: RunFolder, predictions: Predictions, recorded: Mapping[str, float]
-) -> None:
+def check_measures(path: Path, predictions: Predictions, recorded: Mapping[str, float]) -> None:
     """Raise ContradictsPredictions if the predictions have other measures than the recorded ones.
+
+    `path`: the file with the recorded ones, for the message.
 
     The accuracy on held-out images was measured in the precision of the training, so it may differ
     by VAL_TOLERANCE and two images.
@@ -216,8 +216,8 @@ def _check_measures(
         if name in recorded and abs(recorded[name] - value) > tolerances[name]:
             shown = [f"{v:.4f}" if name == nll else percent(v) for v in (recorded[name], value)]
             raise ContradictsPredictions(
-                f"{run.result_file} has {name} = {shown[0]}, but the predictions in "
-                f"{run.evaluation.name} have {shown[1]}.\n{run_json_schemas.RETRAIN}"
+                f"{path} has {name} = {shown[0]}, but the predictions in evaluation.npz have "
+                f"{shown[1]}.\n{run_json_schemas.RETRAIN}"
             )
 
 
