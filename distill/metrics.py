@@ -14,6 +14,7 @@ from distill.events import MEASURES
 from distill.statistics import LEVEL, RESAMPLES, Interval
 
 BINS = 15  # of the calibration curve, as in Guo et al. (2017)
+AT_ONCE = 1 << 22  # logits that `measures` converts to float64 at once
 MOST_ORDERED = 300  # classes whose leaves are ordered optimally: for 1,000 it takes minutes
 
 Array = NDArray[Any]
@@ -45,9 +46,12 @@ class CalibrationCurve:
 
 def measures(logits: Array, labels: Array) -> dict[str, float]:
     """Return `top1`, `nll` (nats) and `ece` of logits, given the labels."""
-    correct = is_correct(logits, labels)
-    error = ece(probabilities(logits).max(axis=1), correct)
-    values = float(correct.mean()), float(nll(logits, labels).mean()), error
+    step = max(1, AT_ONCE // logits.shape[1])
+    parts = [slice(start, start + step) for start in range(0, len(logits), step)]
+    correct = np.concatenate([is_correct(logits[part], labels[part]) for part in parts])
+    confidence = np.concatenate([probabilities(logits[part]).max(axis=1) for part in parts])
+    losses = np.concatenate([nll(logits[part], labels[part]) for part in parts])
+    values = float(correct.mean()), float(losses.mean()), ece(confidence, correct)
     return dict(zip(MEASURES, values, strict=True))
 
 

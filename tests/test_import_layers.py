@@ -32,6 +32,7 @@ TERMS = (  # plain values: no recipe, no tensors
     "distill.runs.check_runs_match",
     "distill.runs.check_result",
     "distill.runs.commands_to_repeat",
+    "distill.runs.journal",
     "students.design",
     "students.feature_map_sizes",
     "teachers.wrn_cost",

@@ -111,21 +111,25 @@ def _train(planned: "Study") -> None:
 
 def _print_and_report(planned: "Study", report: Path, as_json: bool) -> None:
     """Write the report of a study's runs and print their table. Called by all processes."""
-    from distill.report import comparison
-    from distill.sweep.distillation_study import finished_runs
-
-    if is_main():
-        comparison.write(finished_runs(planned), report)
     if len(planned.students) > 2:
         _print_seeds(planned, report, as_json)
     else:
         _print_student_and_control(planned, report, as_json)
 
 
+def _write_report(planned: "Study", report: Path) -> None:
+    from distill.report import comparison
+    from distill.sweep.distillation_study import finished_runs
+
+    if is_main():
+        comparison.write(finished_runs(planned), report)
+
+
 def _print_seeds(planned: "Study", report: Path, as_json: bool) -> None:
     from distill.sweep import compare_over_seeds
     from distill.terminal.seeds_table import seeds_table
 
+    _write_report(planned, report)
     summary = compare_over_seeds.summary(planned.students)
     for note in summary.get("notes", []):
         echo(f"note: {note}", err=True)
@@ -133,12 +137,15 @@ def _print_seeds(planned: "Study", report: Path, as_json: bool) -> None:
 
 
 def _print_student_and_control(planned: "Study", report: Path, as_json: bool) -> None:
-    """Evaluate the student; print its measures, the table of the study and the difference."""
+    """Evaluate student and control; print the measures, the study's table and the difference.
+
+    The difference is that of the predictions just computed, not of those in the runs' files.
+    """
     from dataclasses import asdict
 
     from rich.console import Group
 
-    from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
+    from distill.evaluation.evaluate_run import EvalOptions, evaluate
     from distill.runs.compare_two_runs import compare
     from distill.runs.teacher_student_summary import closing_rows
     from distill.terminal.evaluation_tables import evaluation_tables
@@ -147,8 +154,10 @@ def _print_student_and_control(planned: "Study", report: Path, as_json: bool) ->
     alone, distilled = (run.folder for run in planned.students)
     with ProgressDisplay(stderr()) as display:
         options = EvalOptions(against=alone.path)
-        measured = evaluate_run(distilled, options, progress=display.progress)
-    rows, compared = closing_rows(distilled), compare(alone.path, distilled.path)
+        evaluation = evaluate(distilled, options, progress=display.progress)
+    _write_report(planned, report)  # after the files were compared with the networks
+    measured, rows = evaluation.measures, closing_rows(distilled)
+    compared = compare(alone.path, distilled.path, evaluation.predictions)
     facts = {
         "rows": [asdict(row) for row in rows],
         "evaluation": measured,

@@ -19,6 +19,7 @@ from distill.data.sources.load_data_set import ImageSet, Progress
 from distill.data.task_progress import running
 from distill.errors import UserError
 from distill.evaluation import accuracy_and_calibration, write_results
+from distill.evaluation.check_measured_again import check_measured_again
 from distill.evaluation.predict_split import (
     FlipTTA,
     SixViewTTA,
@@ -33,6 +34,7 @@ from distill.models import cost
 from distill.recipe import recipes
 from distill.recipe.schema import Data
 from distill.runs import run_folder
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder
 from distill.teacher.build_teacher import combine_teachers
 from students.resnet import ResNet
@@ -68,18 +70,47 @@ class EvaluatedRun:
     saved: dict[str, Array]  # arrays of evaluation.npz; empty if of another network or images
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The measures of a run, and the predictions that they were computed from.
+
+    `predictions`: by the run's folder; those of the run to compare with too, if there is one.
+    """
+
+    measures: dict[str, Any]
+    predictions: dict[Path, Predictions]
+
+
 def evaluate_run(
     folder: RunFolder, options: EvalOptions | None = None, *, progress: Progress | None = None
 ) -> dict[str, Any]:
+    """Compute the measures of a finished run, as `evaluate` does, and return them alone."""
+    return evaluate(folder, options, progress=progress).measures
+
+
+def evaluate(
+    folder: RunFolder, options: EvalOptions | None = None, *, progress: Progress | None = None
+) -> Evaluation:
     """Compute the measures of a finished run on a test split, in float32; called by all processes.
 
     Measures that cannot be computed are None; `absent` maps their names to the reasons. Raises
     UserError if the data has other classes than the run was trained for, if the run's own test
-    split has changed, or if the run to compare with has another test split.
+    split has changed, if the run to compare with has another test split, or if the files of one of
+    them have other predictions than its network.
     """
     options = options or EvalOptions()
     run = _load_and_predict(folder, options.data, progress)
     other = None if options.against is None else _load_other(run, options, progress)
+    runs = [run] if other is None else [run, other]
+    return Evaluation(
+        _measures(run, other, options, progress),
+        {each.folder.path: Predictions(each.logits, each.labels) for each in runs},
+    )
+
+
+def _measures(
+    run: EvaluatedRun, other: EvaluatedRun | None, options: EvalOptions, progress: Progress | None
+) -> dict[str, Any]:
     return {
         **_description(run),
         **accuracy_and_calibration.headline_measures(run.logits, run.labels),
@@ -182,8 +213,17 @@ def _predict_test(
     outputs = predict_with_progress(net, test, accel, progress, f"measuring {folder.path.name}")
     check_finite(outputs[0], folder)
     logits, labels = to_host(outputs)
-    saved = write_results.read_evaluation(folder, logits)
-    return EvaluatedRun(folder, net, source, test, accel, logits, labels, saved)
+    saved = write_results.read_evaluation(folder)
+    if _is_own_test_split(folder, source, test):
+        check_measured_again(folder, saved, logits, labels)
+    arrays = write_results.matching_arrays(saved, logits)
+    return EvaluatedRun(folder, net, source, test, accel, logits, labels, arrays)
+
+
+def _is_own_test_split(folder: RunFolder, source: str, test: ImageSet) -> bool:
+    """Whether a run was tested on these images; an earlier version recorded only their source."""
+    recorded = folder.result()["data"].get("test_fingerprint")
+    return source == _own_data(folder).source if recorded is None else recorded == test.fingerprint
 
 
 def _own_data(folder: RunFolder) -> Data:

@@ -21,6 +21,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
 from distill.runs.commands_to_repeat import training_commands
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import (
     FINISHED_EARLY,
     IS_TESTED,
@@ -166,21 +167,22 @@ def write_evaluation(
     write_bytes(folder.evaluation, buffer.getvalue())
 
 
-def read_evaluation(folder: RunFolder, logits: Array) -> dict[str, Array]:
+def matching_arrays(saved: Predictions | None, logits: Array) -> dict[str, Array]:
     """Return the arrays of evaluation.npz, by name, if its logits equal the computed ones.
 
-    `logits` [N, C]: just computed. Equality up to rounding shows that the file is of the same
-    weights and images. Returns an empty dictionary if the logits differ, or if the file is missing
-    or damaged.
+    `saved`: the content of evaluation.npz. `logits` [N, C]: just computed. Equality up to rounding
+    shows that the file is of the same weights and images. Returns an empty dictionary if the logits
+    differ, or if there is no file.
     """
-    predictions = None
-    with suppress(UserError):
-        predictions = read_predictions.read_run(folder)
-    if predictions is None:
+    if saved is None or saved.logits.shape != logits.shape:
         return {}
-    saved = predictions.logits
-    if saved.shape != logits.shape:
-        return {}
-    is_same = np.abs(saved - logits).max() <= ROUNDING * np.abs(logits).max()
-    arrays = {name: array for name, array in vars(predictions).items() if array is not None}
+    is_same = np.abs(saved.logits - logits).max() <= ROUNDING * np.abs(logits).max()
+    arrays = {name: array for name, array in vars(saved).items() if array is not None}
     return arrays if is_same else {}
+
+
+def read_evaluation(folder: RunFolder) -> Predictions | None:
+    """Read evaluation.npz; None if it is missing, damaged, or contradicts result.json."""
+    with suppress(UserError):
+        return read_predictions.read_run(folder)
+    return None

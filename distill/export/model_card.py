@@ -91,7 +91,7 @@ def _teacher(result: dict[str, Any]) -> str:
     for run, fault in found:
         with suppress(UserError):
             if not fault:
-                described.append(_described_teacher(run.result()))
+                described.append(_described_teacher(run))
     n = len(found)
     names = " and ".join(described)
     if not n or len(described) < n:
@@ -104,14 +104,17 @@ def _teacher(result: dict[str, Any]) -> str:
     return f"{names} (weights {markdown_code(teacher['fingerprint'][:16])}{note})"
 
 
-def _described_teacher(result: dict[str, Any]) -> str:
+def _described_teacher(run: RunFolder) -> str:
     """Describe the network of a teacher's finished run with its accuracy."""
+    result = run.result()
+    is_known = read_predictions.n_test_images(run) is not None
+    note = "" if is_known else f" ({read_predictions.NOT_VERIFIED})"
     top1 = result["metrics"][measure_name("top1", "test")]
     imported = result.get("imported")
     origin = f", imported from {markdown_code(str(imported['file']))}" if imported else ""
     return (
         f"a {markdown(result['network'])} of {result['parameters']:,} parameters with "
-        f"{percent(top1)} accuracy on the test images{origin}"
+        f"{percent(top1)} accuracy on the test images{note}{origin}"
     )
 
 
@@ -198,12 +201,13 @@ def _results(finished: FinishedRun) -> str:
     metrics = finished.result["metrics"]
     nll, ece = (metrics[measure_name(name, "test")] for name in ("nll", "ece"))
     n = f"{finished.n_test:,} test images" if finished.n_test else "test split"
-    interval = ""
+    interval, note = "", f" ({read_predictions.NOT_VERIFIED})"
     if finished.interval is not None:
+        note = ""
         interval = f"| 95 % interval (Wilson) | {interval_text(finished.interval)} |\n"
     return (
         f"| {n} | |\n|---|---|\n"
-        f"| accuracy | {percent(finished.top1)} |\n"
+        f"| accuracy | {percent(finished.top1)}{note} |\n"
         f"{interval}"
         f"| negative log-likelihood | {nats(nll)} |\n"
         f"| calibration error, 15 bins | {ece:.4f} |\n\n"

@@ -22,13 +22,16 @@ from distill.components.build_network import load_trained, to_device
 from distill.components.check_processes import check_same_inputs
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
+from distill.data.task_progress import image_counter
 from distill.errors import Failure, UserError
-from distill.evaluation.predict_split import FlipTTA, check_finite, predict_with_progress
+from distill.evaluation.predict_split import BATCH, FlipTTA, check_finite, logits_and_labels
 from distill.files.escape_text import csv_cell
 from distill.recipe import recipes
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
 
+AT_ONCE = 10_000  # images that are resized at once; a multiple of the images of a forward pass
+MOST_PROBABILITIES = 100_000_000
 HEADER = ("ID", "Labels")
 
 
@@ -81,6 +84,12 @@ def predict(
     size = recipes.read(folder.recipe).data.image_size
     inputs = images_to_predict.load(source, size, progress=progress)
     check_ids(inputs.ids, source)
+    class_names = tuple(folder.result()["class_names"])
+    if len(inputs.ids) * len(class_names) > MOST_PROBABILITIES:
+        raise UserError(
+            f"{source}: {len(inputs.ids):,} images of {len(class_names):,} classes have more than "
+            f"{MOST_PROBABILITIES:,} probabilities.\nSplit it."
+        )
     check_same_inputs(
         accel,
         lambda: {
@@ -88,15 +97,18 @@ def predict(
             "run": run_folder.file_sha256(folder.result_file),
         },
     )
-    class_names = tuple(folder.result()["class_names"])
     net = to_device(load_trained(folder), accel.device)
     net = FlipTTA(net) if mirror else net
-    unknown_labels = np.zeros(len(inputs.ids), np.int64)
-    images = ImageSet(inputs.images, unknown_labels, class_names)
-    logits, _ = predict_with_progress(net, images, accel, progress, "predicting")
-    check_finite(logits, folder)
-    probabilities = metrics.probabilities(logits.cpu().numpy())
-    return LabelledImages(inputs.ids, probabilities, class_names, inputs.notes)
+    n = len(inputs.ids)
+    counter = image_counter(progress, "predicting", n, BATCH * accel.num_processes)
+    parts = []
+    for start in range(0, n, AT_ONCE):
+        pixels = inputs.images(start, start + AT_ONCE)
+        images = ImageSet(pixels, np.zeros(len(pixels), np.int64), class_names)
+        logits, _ = logits_and_labels(net, images, accel, counter)
+        check_finite(logits, folder)
+        parts.append(metrics.probabilities(logits.cpu().numpy()))
+    return LabelledImages(inputs.ids, np.concatenate(parts), class_names, inputs.notes)
 
 
 def check_ids(ids: Sequence[str], source: Path) -> None:

@@ -22,6 +22,7 @@ from distill.export.finished_run import FinishedRun, PredictFn
 from distill.export.isolated_grader import Grader
 from distill.files.escape_text import visible
 from distill.format import counted, interval_text, percent
+from distill.runs import read_predictions
 from distill.runs.run_folder import write_bytes, write_text
 from students.normalize_images import MEAN, STD
 from students.resnet import ResNet
@@ -193,7 +194,7 @@ def input_text(given: Normalisation) -> str:
 def _tested(finished: FinishedRun) -> str:
     """Describe the test images and the interval of the accuracy, if their number is known."""
     if finished.interval is None:
-        return "the test images"
+        return f"the test images ({read_predictions.NOT_VERIFIED})"
     return (
         f"{finished.n_test:,} test images (95 % interval of this one run, Wilson's: "
         f"{interval_text(finished.interval)})"

@@ -7,7 +7,8 @@ a pickle mean: arrays (`distill/data/sources/unpickle.py`) or tensors
 (`distill/models/torch_files.py`).
 
 Bounds keep memory and time linear in the file's size. A pickle has at most `most_steps`
-instructions. Integers have at most 64 bits, and keys are short text. Every declared size is
+instructions. Integers have at most 64 bits. Keys are short text or,
+if the kind of pickle has them, small numbers. Every declared size is
 compared with the number of bytes that are left before it is used.
 """
 
@@ -20,6 +21,9 @@ from typing import Any, Protocol
 
 INT64 = range(-(1 << 63), 1 << 64)  # allowed integers: signed or unsigned 64 bits
 LONGEST_NUMBER = 25  # characters of a number written as text
+# Keys above this could all have the same place in a dictionary, since a number is its own hash:
+# filling it would then take a time quadratic in their number. Optimizers count their parameters.
+LARGEST_KEY = 1 << 20
 LONGEST_KEY = 1000  # characters; comparing equal keys takes time in proportion to their length
 NAMES_OF_TYPES = {
     dict: "dictionary", str: "string", bytes: "string", int: "number", float: "number",
@@ -179,6 +183,8 @@ class Machine:
     # The memo
 
     def put(self, slot: int) -> None:
+        if not 0 <= slot <= self.most_steps:  # they are counted; as keys, see LARGEST_KEY
+            raise InvalidPickle(f"the memo has no place {slot:,}")
         value = self.stack[-1]
         self.memo[slot] = value
         if isinstance(value, Unfinished):
@@ -210,12 +216,17 @@ class Machine:
     def pairs(self, items: list[Any]) -> dict[Any, Any]:
         """Make a dictionary from alternating keys and values.
 
-        Raises InvalidPickle unless keys are short: hashing others may take unbounded time.
+        Raises InvalidPickle unless keys are short text or small: hashing others may take unbounded
+        time.
         """
         keys = items[::2]
         for key in keys:
             if not isinstance(key, self.key_types):
                 raise InvalidPickle(f"a key is {type_name(key)}, not text")
+            if isinstance(key, int) and not 0 <= key <= LARGEST_KEY:
+                raise InvalidPickle(
+                    f"a key is the number {key}; only 0 to {LARGEST_KEY:,} are read"
+                )
             if isinstance(key, str | bytes) and len(key) > LONGEST_KEY:
                 raise InvalidPickle(
                     f"a key has {len(key):,} characters; at most {LONGEST_KEY:,} are read"

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from distill.errors import UserError
+from distill.events import MEASURES, VALIDATED
 from distill.files import regular_file
 from distill.files.regular_file import InvalidFile
 
@@ -76,6 +77,16 @@ class Invalid(ValueError):
         self.syntax = syntax
 
 
+def checked_measures(metrics: dict[str, float]) -> dict[str, float]:
+    """Return `metrics`; raise ValueError if an accuracy or calibration error is not in 0..1."""
+    for name, value in metrics.items():
+        measure = name.partition("/")[0]
+        is_unknown = measure == "ece" and math.isnan(value)  # the logits are NaN
+        if measure in ("top1", "ece") and not (0 <= value <= 1 or is_unknown):
+            raise ValueError(f"{name[:40]} = {value} is not between 0 and 1")
+    return metrics
+
+
 class DataResult(BaseModel):
     """The table `data` in result.json."""
 
@@ -85,6 +96,7 @@ class DataResult(BaseModel):
     fingerprint: Text
     train_images: Count
     val_images: Count
+    test_images: Count | None = None  # None if an earlier version wrote the result
 
 
 class TeacherResult(BaseModel):
@@ -151,12 +163,7 @@ class Result(BaseModel):
     @field_validator("metrics")
     @classmethod
     def _shares_are_shares(cls, metrics: dict[str, float]) -> dict[str, float]:
-        for name, value in metrics.items():
-            measure = name.partition("/")[0]
-            is_unknown = measure == "ece" and math.isnan(value)  # the logits are NaN
-            if measure in ("top1", "ece") and not (0 <= value <= 1 or is_unknown):
-                raise ValueError(f"{name[:40]} = {value} is not between 0 and 1")
-        return metrics
+        return checked_measures(metrics)
 
     @field_validator("finished_at")
     @classmethod
@@ -206,6 +213,15 @@ class BestEpochProgress(BaseModel):
     epoch: Count
     metrics: dict[str, float]
     weights: Text
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_of_held_out_images(cls, metrics: dict[str, float]) -> dict[str, float]:
+        for name in metrics:
+            measure, _, split = name.partition("/")
+            if measure not in MEASURES or split not in VALIDATED:
+                raise ValueError(f"{name[:40]!a} is no measure on held-out images")
+        return checked_measures(metrics)
 
 
 class Progress(BaseModel):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,16 @@ class Npz(Mapping[str, NDArray[Any]]):
         with _convert_zip_errors(), self._archive.open(member) as file:
             return _read_array(file, member.file_size)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array from its header, without reading its elements.
+
+        Raises InvalidArray as an access does.
+        """
+        member = self._members[name]
+        self._check(member)
+        with _convert_zip_errors(), self._archive.open(member) as file:
+            return _read_layout(file, member.file_size).shape
+
     def _check(self, member: zipfile.ZipInfo) -> None:
         """Raise InvalidArray unless the declared sizes of an array are possible and not too large.
 
@@ -193,11 +203,24 @@ def _convert_zip_errors() -> Iterator[None]:
         raise InvalidArray(f"is no valid zip archive ({reason})") from error
 
 
-def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:
-    """Read the array in an open .npy file of `n_bytes` bytes.
+class _Layout(NamedTuple):
+    """What the header of an .npy file says of its array."""
 
-    The array's size is compared with `n_bytes` before memory is reserved.
-    """
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    is_fortran: bool  # in column-major order
+
+
+def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:
+    """Read the array in an open .npy file of `n_bytes` bytes."""
+    layout = _read_layout(file, n_bytes)
+    array = np.empty(layout.shape, layout.dtype, order="F" if layout.is_fortran else "C")
+    _read_elements(file, array)
+    return array
+
+
+def _read_layout(file: Any, n_bytes: int) -> _Layout:
+    """Read the header of an open .npy file of `n_bytes` bytes, with which it is compared."""
     header, length = _read_header(file)
     fields = HEADER.fullmatch(header)
     if fields is None:
@@ -208,9 +231,7 @@ def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:
     dtype = plain_dtype(descr)
     sides = [int(side.strip(" L")) for side in fields["shape"].split(",") if side.strip(" L")]
     shape = check_shape(sides, dtype, n_bytes - length)
-    array = np.empty(shape, dtype, order="F" if fields["fortran"] == "True" else "C")
-    _read_elements(file, array)
-    return array
+    return _Layout(dtype, shape, fields["fortran"] == "True")
 
 
 def _read_header(file: BinaryIO) -> tuple[str, int]:

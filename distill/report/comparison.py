@@ -23,9 +23,10 @@ from distill.report import plots
 from distill.report.curves_by_group import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
-from distill.report.test_sections import test_interval
+from distill.report.test_sections import is_unverified, test_interval
 from distill.runs import check_runs_match
 from distill.runs.load_run import RunRecord, TestCurve, read
+from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
@@ -80,6 +81,8 @@ def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterato
     unfinished = [record.name for record in records if not record.is_finished]
     if unfinished:
         yield f"Not finished, and so without test results: {', '.join(unfinished)}."
+    if unverified := [record.name for record in records if is_unverified(record)]:
+        yield f"The test accuracy of {', '.join(unverified)} is {NOT_VERIFIED}."
     for group in run_groups:
         if group.duplicates:
             names = ", ".join(record.name for record in group.duplicates)

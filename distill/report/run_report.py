@@ -15,9 +15,10 @@ from distill.report.curve_sections import learning_curves
 from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
 from distill.report.recipe_section import recipe_blocks
 from distill.report.table_html_csv_latex import Column, ValueTable
-from distill.report.test_sections import result_sections, test_interval
+from distill.report.test_sections import is_unverified, result_sections, test_interval
 from distill.runs.commands_to_repeat import text_of, training_commands, without_command
 from distill.runs.load_run import RunRecord, TestCurve, read
+from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder, early_end
 from distill.statistics import Interval
 
@@ -100,6 +101,8 @@ def _notes(record: RunRecord) -> Iterator[str]:
             f"This run is not finished: this page shows {epochs}{planned}, and nothing "
             "was measured on the test split. Its own command with --resume continues it."
         )
+    if is_unverified(record):
+        yield f"The test accuracy is {NOT_VERIFIED}."
     if early := early_end(record.result):
         yield f"This run was finished early, {early}: the final weights are its best until then."
     if record.start is None:
@@ -113,7 +116,8 @@ def _notes(record: RunRecord) -> Iterator[str]:
 def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
     """Yield the numbers that are shown at the top of the page."""
     interval, epoch = test_interval(record), record.result.get("epoch")
-    yield HeadFigure("test accuracy", percent(record.test_metric("top1")), _with_level(interval))
+    remark = NOT_VERIFIED if is_unverified(record) else _with_level(interval)
+    yield HeadFigure("test accuracy", percent(record.test_metric("top1")), remark)
     if record.val_images:
         images = counted(record.val_images, "image")
         remark = f"{measure_name('top1', record.val_split)} of {images}" + (

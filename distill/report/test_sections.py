@@ -67,6 +67,11 @@ def test_interval(record: RunRecord) -> Interval | None:
     return _wilson_interval(record.predictions.is_correct)
 
 
+def is_unverified(record: RunRecord) -> bool:
+    """Whether the test accuracy in result.json is confirmed by no predictions."""
+    return record.predictions is None and record.test_metric("top1") is not None
+
+
 def result_sections(record: RunRecord) -> list[Section]:
     """Return the sections with the results on the test split, or one that explains why there are
     none.

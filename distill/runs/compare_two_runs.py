@@ -1,10 +1,11 @@
 """Compare two finished runs on the same test images.
 
-Everything is computed from the predictions in the runs' evaluation.npz. A difference found here
+Everything is computed from the predictions in the runs' evaluation.npz, or from predictions that
+were just computed again. A difference found here
 concerns these two trained networks, not their recipes: other seeds would give other networks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +77,23 @@ class Comparison:
     says: str  # the findings and limitations
 
 
-def compare(path_a: Path, path_b: Path) -> Comparison:
+def compare(
+    path_a: Path, path_b: Path, measured: Mapping[Path, Predictions] | None = None
+) -> Comparison:
     """Compare the finished run in `path_b` (B) with the one in `path_a` (A).
+
+    `measured`: by path, predictions that were just computed again, instead of the saved ones.
 
     Raises UserError if a run is not finished, if its predictions or measures are missing, or if the
     two were measured on different images.
     """
-    return _compare(open_finished(path_a), open_finished(path_b))
+    a, b = open_finished(path_a), open_finished(path_b)
+    saved = {run.path: _predictions(run) for run in (a, b)}
+    return _compare(a, b, saved | dict(measured or {}))
 
 
-def _compare(a: RunFolder, b: RunFolder) -> Comparison:
-    of_a, of_b = _predictions(a), _predictions(b)
+def _compare(a: RunFolder, b: RunFolder, predictions: Mapping[Path, Predictions]) -> Comparison:
+    of_a, of_b = predictions[a.path], predictions[b.path]
     _check_same_images(a, b, of_a, of_b)
     right_a, right_b, n = of_a.is_correct, of_b.is_correct, len(of_a.labels)
     pairs = count_pairs(right_a, right_b)

@@ -1,8 +1,8 @@
 """Read evaluation.npz, the saved predictions of a run."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +10,30 @@ from numpy.typing import NDArray
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.files import run_json_schemas
+from distill.files import regular_file, run_json_schemas
 from distill.files.untrusted_arrays import LARGEST, open_npz
-from distill.format import percent
+from distill.format import counted, percent
 from distill.metrics import Array, is_correct, measures
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, is_tested
 
 ADVICE = "Restore it, or move it away: most commands work without it."
+# Beside an accuracy of result.json that no predictions confirm.
+NOT_VERIFIED = "not verified: evaluation.npz is missing or damaged"
 VAL_TOLERANCE = 0.02  # of an accuracy, 0..1
 NLL_TOLERANCE = 1e-3  # relative
 ECE_TOLERANCE = 1e-3  # of a calibration error, 0..1; rounding may move two images to other bins
+# Limits of what is read, checked before memory is reserved.
+MOST_LOGITS = 50_000_000  # logits of a split, as many as ImageNet's 50,000 images of 1,000 classes
+MOST_IMAGES = 1_000_000  # images of a split
+MOST_MISTAKES = 1_000  # images; a run saves 64
+LARGEST_SIDE = 128  # pixels of an image that is trained on
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
 
 
 class ContradictsPredictions(UserError):
-    """result.json contradicts the saved predictions: it names another file or other measures."""
+    """result.json contradicts the saved predictions: it names another file, none, or other
+    measures.
+    """
 
 
 @dataclass(frozen=True)
@@ -48,21 +57,44 @@ class Predictions:
         return is_correct(self.logits, self.labels)
 
 
-def read_if_present(path: Path) -> Predictions | None:
+def read_if_present(path: Path, n_images: int | None = None) -> Predictions | None:
     """Read the file `path` (an evaluation.npz); None if it is absent.
 
-    Raises UserError if it is damaged, or if an array has a wrong shape, type or range.
+    `n_images`: the recorded number of test images; None if it is unknown. Raises UserError if the
+    file is damaged, or if an array is too large or has a wrong shape, type or range.
     """
     if not path.exists():
         return None
     fields = Predictions.__dataclass_fields__
     try:
         with open_npz(path) as arrays:
-            predictions = Predictions(**{name: arrays[name] for name in arrays if name in fields})
+            names = [name for name in arrays if name in fields]
+            for name in names:
+                _check_size(name, arrays.shape(name), n_images)
+            predictions = Predictions(**{name: arrays[name] for name in names})
         _check(predictions)
         return predictions
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault
+
+
+def _check_size(name: str, shape: tuple[int, ...], n_images: int | None) -> None:
+    """Raise ValueError if an array of this shape is too large, or not of `n_images` test images."""
+    rows = shape[0] if shape else 0
+    is_of_test_images = name in ("logits", "labels", "teacher_logits")
+    if is_of_test_images and n_images is not None and rows != n_images:
+        known = counted(n_images, "image")
+        raise ValueError(f"{name} has the shape {list(shape)}; the run was tested on {known}")
+    if name.startswith("mistake"):
+        most_rows, most = MOST_MISTAKES, MOST_MISTAKES * 3 * LARGEST_SIDE**2
+    else:
+        most_rows, most = MOST_IMAGES, MOST_LOGITS
+    if rows > most_rows or prod(shape) > most or max(shape[2:], default=0) > LARGEST_SIDE:
+        side = f" of at most {LARGEST_SIDE}x{LARGEST_SIDE} pixels" if len(shape) == 4 else ""
+        raise ValueError(
+            f"{name} has the shape {list(shape)}; at most {most_rows:,} images{side} and {most:,} "
+            "numbers are read"
+        )
 
 
 def _check(predictions: Predictions) -> None:
@@ -135,25 +167,31 @@ def read_run(run: RunFolder) -> Predictions | None:
     path = run.evaluation
     result = run.result() if run.is_finished else {}
     expected = result.get("evaluation")
+    n_images = result.get("data", {}).get("test_images")
+    if expected is None and n_images is not None and is_tested(result):
+        raise ContradictsPredictions(
+            f"{run.result_file} has no sha256 of {path.name}, which every version wrote that also "
+            f"wrote test_images: it was changed.\n{run_json_schemas.RETRAIN}"
+        )
     if expected is not None and path.exists() and _sha256(path) != expected:
         raise ContradictsPredictions(
             f"{path} is not the file that its run wrote: its sha256 is not the one in "
             f"{run.result_file.name}.\n{ADVICE}"
         )
-    predictions, names = read_if_present(path), result.get("class_names")
+    predictions, names = read_if_present(path, n_images), result.get("class_names")
     if predictions is None:
         return None
     if names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
-    _check_measures(run, predictions, result.get("metrics", {}))
+    check_measures(run.result_file, predictions, result.get("metrics", {}))
     return predictions
 
 
-def _check_measures(
-    run: RunFolder, predictions: Predictions, recorded: Mapping[str, float]
-) -> None:
+def check_measures(path: Path, predictions: Predictions, recorded: Mapping[str, float]) -> None:
     """Raise ContradictsPredictions if the predictions have other measures than the recorded ones.
+
+    `path`: the file with the recorded ones, for the message.
 
     The accuracy on held-out images was measured in the precision of the training, so it may differ
     by VAL_TOLERANCE and two images.
@@ -178,8 +216,8 @@ def _check_measures(
         if name in recorded and abs(recorded[name] - value) > tolerances[name]:
             shown = [f"{v:.4f}" if name == nll else percent(v) for v in (recorded[name], value)]
             raise ContradictsPredictions(
-                f"{run.result_file} has {name} = {shown[0]}, but the predictions in "
-                f"{run.evaluation.name} have {shown[1]}.\n{run_json_schemas.RETRAIN}"
+                f"{path} has {name} = {shown[0]}, but the predictions in evaluation.npz have "
+                f"{shown[1]}.\n{run_json_schemas.RETRAIN}"
             )
 
 
@@ -200,6 +238,6 @@ def n_test_images(run: RunFolder) -> int | None:
 def _sha256(path: Path) -> str:
     """Return the sha256 of a file, hex. Raises UserError if it cannot be read."""
     try:
-        return hashlib.sha256(run_json_schemas.content_of(path, LARGEST)).hexdigest()
+        return regular_file.sha256_of(path, LARGEST)
     except UNREADABLE as fault:
         raise _unreadable(path, fault) from fault

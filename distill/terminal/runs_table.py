@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.files.escape_text import visible
 from distill.format import DAY_S, UNKNOWN, grouped, percent_number, shorten
 from distill.runs.list_runs import RunListing
+from distill.runs.read_predictions import NOT_VERIFIED
 from distill.statistics import Interval
 from distill.terminal.table_style import blank_table
 
@@ -24,6 +25,7 @@ LEGEND = (
     "test: top1/test ± half of Wilson's 95 % interval; val: top1/val on the held-out images, with "
     "ema top1/val_ema"
 )
+UNVERIFIED = "?"  # after an accuracy that no predictions confirm
 TRIAL = re.compile(r"trial-\d+")  # folder name of a trial of a sweep or of a rung of a search
 SHOWN = ("training", "damaged", "unreadable")  # states of trials that always have a row
 WIDE = 100  # terminal width from which columns are two spaces apart instead of one
@@ -131,7 +133,13 @@ def runs_table(
     ]
     same = runs[0].data if len(sources) == 1 else None
     legend = LEGEND if same is None else f"{LEGEND}; data: {visible(same)}"
+    if any(map(_is_unverified, runs)):
+        legend = f"{legend}\n{UNVERIFIED}: {NOT_VERIFIED}"
     return Group(table, *faults, Text(legend, "dim"))
+
+
+def _is_unverified(run: RunListing) -> bool:
+    return run.top1_test is not None and run.test_images is None
 
 
 def _names(run: RunListing, folder: Path, n_trials: int) -> tuple[str, ...]:
@@ -152,7 +160,8 @@ def _number_cells(run: RunListing, now: float) -> tuple[str, ...]:
     """Return a run's cells in the columns FIGURES: parameters, accuracies, state and age."""
     return (
         grouped(run.parameters),
-        accuracy_text(run.top1_test, run.top1_test_interval),
+        accuracy_text(run.top1_test, run.top1_test_interval)
+        + (f" {UNVERIFIED}" if _is_unverified(run) else ""),
         accuracy_text(run.top1_val, None) + (" ema" if run.val_split == "val_ema" else ""),
         state_text(run),
         age_text(now - run.updated_at),

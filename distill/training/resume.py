@@ -1,5 +1,6 @@
 """Save and restore the training state."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,9 +11,11 @@ from accelerate.utils import broadcast_object_list
 
 from distill.components.fingerprints import CALLED
 from distill.errors import UserError
+from distill.events import Epoch
 from distill.files.run_json_schemas import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
+from distill.runs import journal
 from distill.runs.run_folder import RunFolder, file_sha256
 from distill.training import check_saved_state
 from distill.training.check_saved_state import UnfitState
@@ -117,6 +120,7 @@ def resume(state: TrainState) -> Resumed:
             f"{fault}, as process {state.accelerator.process_index} reads it.\n{BRING_BACK}"
         ) from fault
     check_identity(state, progress)
+    _check_journal(state.folder, path, BestEpoch(**progress["best"]))
     restore_from(state, path, tensors, progress)
     if state.accelerator.is_main_process:
         epoch_weights.delete_after(state.folder, state.epoch)
@@ -175,6 +179,25 @@ def restore_from(
             f"{path} does not hold the state of this run ({type(fault).__name__}: {reason}).\n"
             f"{BRING_BACK}"
         ) from fault
+
+
+def _check_journal(folder: RunFolder, path: Path, best: BestEpoch) -> None:
+    """Raise UserError if the journal has other measures of a checkpoint's best epoch.
+
+    A journal that was deleted, or lacks the epoch, is not compared. `path`: the checkpoint.
+    """
+    recorded = [
+        event.metrics
+        for event in journal.events(folder.journal)
+        if isinstance(event, Epoch) and event.epoch == best.epoch
+    ]
+    for name, value in best.metrics.items() if recorded else ():
+        other = recorded[-1].get(name, math.nan)
+        if other != value and (math.isfinite(other) or math.isfinite(value)):
+            raise UserError(
+                f"{path} contradicts {folder.journal.name}: epoch {best.epoch:,} has {name} = "
+                f"{value:.4f} instead of {other:.4f}.\n{BRING_BACK}"
+            )
 
 
 def _best_of(progress: dict[str, Any], path: Path) -> BestEpoch:

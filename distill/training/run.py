@@ -37,7 +37,7 @@ from distill.models.cost import count_parameters
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.stage_pairs import with_paired_stages
-from distill.runs import check_runs_match, lock, run_folder
+from distill.runs import check_runs_match, lock, read_predictions, run_folder
 from distill.runs.lock import LockHolder
 from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import selection
@@ -434,7 +434,18 @@ def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     if accel.is_main_process:
         checkpoint.save_weights(weights, checkpoint.copy_weights(net))
     accel.wait_for_everyone()
+    _check_readable(folder, metrics)
     return end
+
+
+def _check_readable(folder: RunFolder, metrics: Mapping[str, float]) -> None:
+    """Raise UserError if a result with these metrics would be refused when it is read.
+
+    Those of held-out images may come from a checkpoint that was changed.
+    """
+    predictions = read_predictions.read_if_present(folder.evaluation)
+    if predictions is not None:
+        read_predictions.check_measures(folder.last / "progress.json", predictions, metrics)
 
 
 def _write_result(ready: PreparedRun, start: Start, end: End, is_early: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.errors import Failure
@@ -10,6 +11,7 @@ from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
 from distill.sweep import distillation_study
 from tests.cli.command_line import ALONE, RunCli, after_each_epoch, assert_refused, unfolded
+from tests.evaluation.test_evaluate_run import forged
 
 pytestmark = pytest.mark.long
 
@@ -49,6 +51,16 @@ def test_teacher_control_and_student_are_compared(run_cli: RunCli, pets: Path) -
     assert facts["difference"] == pytest.approx(top1["distilled"] - top1["alone"])
     assert facts["evaluation"]["top1"] == top1["distilled"]
     assert facts["report"] == "s/report.html"
+
+
+def test_forged_control_is_refused(run_cli: RunCli, pets: Path) -> None:
+    same = ("study", *FEW, "--data", pets, "--out", "s")
+    assert run_cli(*same).code == 0
+    alone = RunFolder(Path("s/alone"))
+    forged(alone, -np.load(alone.evaluation)["logits"])
+    Path("s/report.html").unlink()
+    assert_refused(run_cli(*same), "the files are not of one run")
+    assert not Path("s/report.html").exists()
 
 
 def test_same_command_continues_a_study(

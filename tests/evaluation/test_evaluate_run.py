@@ -19,7 +19,9 @@ from distill.errors import UserError
 from distill.evaluation import accuracy_and_calibration, evaluate_run, robustness
 from distill.evaluation.evaluate_run import EvalOptions
 from distill.evaluation.predict_split import FlipTTA, SixViewTTA, logits_and_labels
-from distill.evaluation.write_results import read_evaluation, write_evaluation
+from distill.evaluation.write_results import matching_arrays, read_evaluation, write_evaluation
+from distill.format import percent
+from distill.metrics import measures
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, file_sha256, write_json
 from distill.statistics import fit_temperature
@@ -103,15 +105,55 @@ def test_run_of_earlier_version_is_predicted_again(distilled, measured, tmp_path
 
 def test_saved_predictions_of_other_weights_are_not_used(saved, tmp_path) -> None:
     folder, logits = RunFolder(tmp_path), saved["logits"]
-    assert read_evaluation(folder, logits) == {}
+    assert read_evaluation(folder) is None
     folder.evaluation.write_bytes(b"no archive")
-    assert read_evaluation(folder, logits) == {}
+    assert read_evaluation(folder) is None and matching_arrays(None, logits) == {}
     np.savez(folder.evaluation, **saved)
-    assert read_evaluation(folder, logits + 1e-5).keys() == saved.keys()
-    assert read_evaluation(folder, logits[::-1]) == {}
-    assert read_evaluation(folder, logits[1:]) == {}
+    known = read_evaluation(folder)
+    assert matching_arrays(known, logits + 1e-5).keys() == saved.keys()
+    assert matching_arrays(known, logits[::-1]) == {}
+    assert matching_arrays(known, logits[1:]) == {}
     folder.evaluation.write_bytes(folder.evaluation.read_bytes()[:5000])
-    assert read_evaluation(folder, logits) == {}
+    assert read_evaluation(folder) is None
+
+
+def forged(run: RunFolder, logits: np.ndarray) -> RunFolder:
+    """The run with these predictions in its files, which agree with each other."""
+    arrays = dict(np.load(run.evaluation)) | {"logits": logits}
+    np.savez_compressed(run.evaluation, **arrays)
+    found = {f"{name}/test": value for name, value in measures(logits, arrays["labels"]).items()}
+    result = run.result()
+    changes = {"metrics": result["metrics"] | found, "evaluation": file_sha256(run.evaluation)}
+    write_json(run.result_file, result | changes)
+    assert read_evaluation(run) is not None
+    return run
+
+
+def test_forged_predictions_are_refused(distilled, saved, tmp_path) -> None:
+    """Once with another accuracy, once with other images right and the same accuracy."""
+    logits, labels = saved["logits"], saved["labels"]
+    perfect = forged(copied(distilled, tmp_path / "a"), np.eye(10, dtype="f4")[labels])
+    top1 = percent((logits.argmax(1) == labels).mean())
+    message = rf"a/result.json has top1/test = 100.00 %, but its network, .* has {top1}"
+    with pytest.raises(UserError, match=message):
+        evaluate_run.evaluate_run(perfect)
+    with pytest.raises(UserError, match=message):
+        evaluate_run.evaluate_run(distilled[0], EvalOptions(against=perfect.path))
+    other = logits.copy()
+    for label in range(10):  # each class's images in another order
+        images = np.flatnonzero(labels == label)
+        other[images] = logits[np.roll(images, 1)]
+    with pytest.raises(UserError, match=r"b/evaluation.npz has other predictions .* of 2,000 ima"):
+        evaluate_run.evaluate_run(forged(copied(distilled, tmp_path / "b"), other))
+
+
+def test_rounding_of_other_hardware_is_accepted(distilled, saved, tmp_path) -> None:
+    logits = saved["logits"].copy()
+    logits[:4] = logits[:4, ::-1]  # at most 4 of 2,000 images with another prediction
+    found = evaluate_run.evaluate(forged(copied(distilled, tmp_path / "a"), logits))
+    assert found.measures["top1"] == distilled[0].result()["metrics"]["top1/test"]
+    [fresh] = found.predictions.values()
+    assert np.allclose(fresh.logits, saved["logits"], atol=1e-5)
 
 
 def test_run_without_hold_out_has_no_temperature(distilled, tmp_path) -> None:

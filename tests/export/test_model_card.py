@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from distill.export import model_card
+from distill.events import MEASURES
+from distill.export import model_card, project1
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder, write_json
 from tests.runs.test_teacher_student_summary import ALONE, TAUGHT, finished
@@ -26,7 +28,19 @@ def test_teacher_is_described_by_its_run(tmp_path: Path, teacher: RunFolder) -> 
     run = finished(tmp_path / "student", *TAUGHT, teachers=[teacher.path])
     described = model_card._teacher(run.result())
     assert described.startswith("a WRN-28-10 of 4,697,162 parameters with 90.00 % accuracy on the")
-    assert described.endswith("test images (weights `7eac`)")
+    note = "(not verified: evaluation.npz is missing or damaged)"
+    assert described.endswith(f"test images {note} (weights `7eac`)")
+
+
+def test_accuracy_without_predictions_is_not_verified(tmp_path: Path) -> None:
+    run = finished(tmp_path / "s", *ALONE, metrics={f"{m}/test": 0.9 for m in MEASURES})
+    known: Any = SimpleNamespace(folder=run, top1=0.9, n_test=None, interval=None)
+    known.result = run.result()
+    note = "(not verified: evaluation.npz is missing or damaged)"
+    assert f"| accuracy | 90.00 % {note} |" in model_card._results(known)
+    assert project1._tested(known) == f"the test images {note}"
+    known.interval, known.n_test = (0.8, 0.95), 100
+    assert "verified" not in model_card._results(known) + project1._tested(known)
 
 
 def test_another_run_is_not_described_as_teacher(tmp_path: Path, teacher: RunFolder) -> None:

@@ -54,6 +54,20 @@ def predict(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return ended.value.code
 
 
+def test_pieces_have_the_predictions_of_all(
+    distilled: Distilled, kaggle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = room.predict(distilled[0], kaggle)
+    done: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(room, "AT_ONCE", 1000)
+    pieces = room.predict(distilled[0], kaggle, progress=lambda *row: done.append(row))
+    assert np.array_equal(pieces.probabilities, whole.probabilities)
+    assert done[-1] == ("predicting", 2000, 2000)
+    monkeypatch.setattr(room, "MOST_PROBABILITIES", 19_999)
+    with pytest.raises(UserError, match="2,000 images of 10 classes have more than 19,999 proba"):
+        room.predict(distilled[0], kaggle)
+
+
 def rows(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))

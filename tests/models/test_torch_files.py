@@ -107,6 +107,15 @@ def with_storage(pickled: bytes, n: int = 4) -> bytes:
     return archive(pickled, **{"0": bytes(4 * n)})
 
 
+# Numbers that begin at the same place of a dictionary of up to 2**40 places.
+COLLIDING = [number << 40 for number in range(1, 100_000)]
+
+
+def colliding(start: bytes, pair: bytes, end: bytes) -> bytes:
+    pairs = (pair % struct.pack("<q", number) for number in COLLIDING)
+    return b"\x80\x02" + start + b"".join(pairs) + end
+
+
 def many_keys() -> bytes:
     names = b"".join(b"X\x07\x00\x00\x00%07dK\x00" % n for n in range(1_000_000))
     return b"\x80\x02}(" + names + b"u."
@@ -181,7 +190,14 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "huge integer": (lambda: archive(b"\x80\x02\x8b\xff\xff\x00\x00" + b"\x7f" * 65535 + b"."),
                      "64 bits"),
     "announced text": (lambda: archive(b"\x80\x02X\xff\xff\xff\x7fabc."), "bytes are declared"),
-    "key of the memo": (lambda: archive(b"\x80\x02]r\xff\xff\xff\x7f0N."), ""),
+    "key of the memo": (
+        lambda: archive(b"\x80\x02]r\xff\xff\xff\x7f0N."), "the memo has no place 2,147,483,647",
+    ),
+    "numbers of equal hash": (lambda: archive(colliding(b"}(", b"\x8a\x08%sN", b"u.")),
+                              "a key is the number"),
+    "negative key": (lambda: archive(b"\x80\x02}J\xff\xff\xff\xffNs."), "a key is the number -1;"),
+    "memo of equal hash": (lambda: archive(b"\x80\x02N" + b"".join(
+        b"p%d\n" % number for number in COLLIDING) + b"."), "the memo has no place"),
     "not a dictionary's key": (lambda: archive(b"\x80\x02})K\x01s."), "a key is a tuple"),
     "cut": (lambda: saved({"a": torch.ones(100)})[:300], "not what torch.save writes"),
     "legacy storage": (lambda: legacy(legacy_tensor(HUGE), ["0"], bytes(24)), "more than it can"),

@@ -89,6 +89,12 @@ def test_warning_about_the_comparison_is_shown(records: list[RunRecord], message
     assert message in text(records)
 
 
+def test_accuracy_without_predictions_is_not_verified() -> None:
+    assert "not verified" not in text([KD[0], LONE[0]])
+    note = "The test accuracy of alone-0 is not verified: evaluation.npz is missing or damaged."
+    assert note in text([KD[0], replace(LONE[0], predictions=None)])
+
+
 def test_curves_of_runs_whose_average_alone_was_measured() -> None:
     """Beside a run that measured its network too: of both the average's."""
     _, held_out, *_ = overlay_curves(groups([KD[0], averaged_alone(KD[1])]))

@@ -262,6 +262,10 @@ def test_held_out_logits_give_a_temperature() -> None:
             replace(record("a", 9), predictions=None),
             "no predictions: its evaluation.npz is missing",
         ),
+        (
+            replace(record("a", 9), predictions=None),
+            "The test accuracy is not verified: evaluation.npz is missing or damaged.",
+        ),
         (replace(record("a", 9), events=()), "The journal has no epoch and no step yet"),
         (replace(record("a", 9), events=()), "The journal has no start event"),
         (

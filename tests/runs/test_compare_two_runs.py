@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.metrics import measures
 from distill.recipe import network_cost, recipes
 from distill.runs.compare_two_runs import Comparison, compare
+from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.statistics import wilson
 from distill.terminal.compare_table import comparison_tables
@@ -72,6 +73,13 @@ def test_counted_by_hand(tmp_path: Path) -> None:
     assert it.recipes == (f"optim.lr: {LR} -> 0.7",)
     low, high = it.difference_interval
     assert -0.5 < low < 2 / 8 < high < 1
+
+
+def test_predictions_computed_again_replace_saved_ones(tmp_path: Path) -> None:
+    a, b = finished(tmp_path / "a", ANSWERS_A), finished(tmp_path / "b", ANSWERS_B)
+    again = Predictions(np.eye(3, dtype=np.float32)[LABELS], np.array(LABELS))
+    it = compare(a.path, b.path, {b.path: again})
+    assert (it.a.top1_test, it.b.top1_test, it.difference) == (3 / 8, 1, 5 / 8)
 
 
 def test_nll_is_that_of_the_logits(tmp_path: Path) -> None:

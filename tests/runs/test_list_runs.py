@@ -96,6 +96,10 @@ def test_accuracy_without_predictions_has_no_interval(tmp_path: Path) -> None:
     run.evaluation.write_bytes(b"damaged")
     row = alone(tmp_path)
     assert (row.state, row.top1_test, row.top1_test_interval) == ("finished", 0.75, None)
+    lines = printed([row], tmp_path, 100)
+    assert any(re.search(r" 75\.00 \? +80\.00 ema", line) for line in lines)
+    assert lines[-1] == "?: not verified: evaluation.npz is missing or damaged"
+    assert "?" not in "".join(printed([alone(finished(tmp_path / "b").path)], tmp_path, 100))
 
 
 def test_what_became_of_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Confusion and calibration: against hand, closed form and the program's own measures."""
 
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
+from distill.data import image_set
 from distill.errors import UserError
 from distill.files.run_json_schemas import fingerprint_of_names
 from distill.metrics import (
@@ -24,7 +26,9 @@ from distill.metrics import (
     nll,
     probabilities,
 )
+from distill.runs import read_predictions
 from distill.runs.read_predictions import (
+    ContradictsPredictions,
     Predictions,
     n_test_images,
     read_if_present,
@@ -135,6 +139,63 @@ def test_arrays_that_do_not_fit_are_refused(
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=f"npz cannot be read as predictions: .*{re.escape(fault)}"):
         read_if_present(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "n_images", "fault"),
+    [
+        ("logits", (6_000_000, 10), None, "at most 1,000,000 images and 50,000,000 numbers"),
+        ("logits", (6_000_000, 10), 400, "the run was tested on 400 images"),
+        ("labels", (399,), 400, "the run was tested on 400 images"),
+        ("val_logits", (30_000, 2_000), 400, "at most 1,000,000 images and 50,000,000 numbers"),
+        ("mistakes", (60_000_000,), 400, "at most 1,000 images and"),
+        ("mistake_pixels", (1, 3, 6000, 6000), 400, "at most 1,000 images of at most 128x128"),
+    ],
+)
+def test_large_arrays_are_refused_before_they_are_read(
+    name: str, shape: tuple[int, ...], n_images: int | None, fault: str, tmp_path: Path
+) -> None:
+    """Each file is small, because zeros compress well."""
+    path = tmp_path / "evaluation.npz"
+    np.savez_compressed(path, **SOUND | {name: np.zeros(shape, np.uint8)})
+    fault = re.escape(f"{name} has the shape {list(shape)}; {fault}")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"npz cannot be read as predictions: {fault}"):
+        read_if_present(path, n_images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size < 200_000 and peak < 2_000_000
+
+
+def test_number_of_images_is_that_of_result(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)
+    result = run.result()
+    write_json(run.result_file, result | {"data": result["data"] | {"test_images": 9}})
+    with pytest.raises(ContradictsPredictions, match="a/result.json has no sha256 of evaluation"):
+        n_test_images(run)
+    data = with_fingerprint_of_names(run)["data"] | {"test_images": 9}
+    changes = {"data": data, "evaluation": file_sha256(run.evaluation)}
+    write_json(run.result_file, result | changes)
+    with pytest.raises(UserError, match=r"logits has the shape \[8, 3\]; .* tested on 9 images"):
+        read_run(run)
+
+
+def test_sides_of_mistakes_are_those_of_images() -> None:
+    assert read_predictions.LARGEST_SIDE == image_set.LARGEST_SIDE
+
+
+def test_measures_need_little_memory_for_many_images() -> None:
+    logits, labels = np.zeros((1_000_000, 10), np.float16), np.zeros(1_000_000, np.uint8)
+    logits[500_000:, 1] = 1
+    tracemalloc.start()
+    found = measures(logits, labels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250_000_000
+    e = np.e
+    assert found["top1"] == 0.5
+    assert found["nll"] == pytest.approx((np.log(10) + np.log(e + 9)) / 2, rel=1e-6)
+    assert found["ece"] == pytest.approx(0.9 / 2 + (e / (e + 9)) / 2, abs=1e-6)
 
 
 def test_predictions_of_other_classes_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import load_trained
 from distill.components.data_pipeline import split_images
 from distill.data.sources import load_data_set
-from distill.errors import UserError
+from distill.errors import Failure, UserError
 from distill.evaluation.evaluate_run import evaluate_run
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Epoch, Start, Step
@@ -92,6 +92,20 @@ def test_it_is_measured_as_a_run_like_others(finished: RunFolder) -> None:
     assert len(predictions.val_logits) == result["data"]["val_images"] > 0
     top1 = float(np.mean(predictions.val_logits.argmax(1) == predictions.val_labels))
     assert result["metrics"]["top1/val_ema"] == pytest.approx(top1)
+
+
+def test_forged_accuracy_leaves_the_run_unfinished(tmp_path: Path, stopped: RunFolder) -> None:
+    run = RunFolder(Path(shutil.copytree(stopped.path, tmp_path / "run")))
+    state, progress = checkpoint.read_verified(run.last)
+    progress["best"]["metrics"]["top1/val_ema"] = 0.99
+    described = progress | {"sha256": checkpoint.digest_of(state, progress)}
+    (run.last / "progress.json").write_text(json.dumps(described))
+    with pytest.raises(Failure, match=r"last/progress.json has top1/val_ema = 99.00 %, but the"):
+        finish(run)
+    assert not run.is_finished
+    shutil.copy(stopped.last / "progress.json", run.last)
+    finish(run)
+    assert run.is_finished
 
 
 def test_files_of_the_training_remain(stopped: RunFolder, finished: RunFolder) -> None:

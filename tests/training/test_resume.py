@@ -1,6 +1,7 @@
 """Checkpoints: at any step, verified, and the one before where the disk damaged the newest."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from distill.events import End, Epoch, Start, Step
 from distill.models import checkpoint, torch_files
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
+from distill.runs import journal
 from distill.runs.journal import Journal, read
 from distill.runs.run_folder import RunFolder
 from distill.training import resume as checkpoints
 from distill.training import run
 from distill.training.signals import Request, Stopped
-from distill.training.state import TrainState
+from distill.training.state import BestEpoch, TrainState
 from tests.make_runs import prepared, train, two_epochs
 from tests.training.test_run import digest, same
 
@@ -273,10 +275,11 @@ def test_a_full_disk_leaves_what_was_there(
     assert [path.name for path in tmp_path.rglob("*") if ".pt" in path.name] == ["state.pt"]
 
 
+BEST = {"epoch": 1, "metrics": {"top1/val": 0.5}, "weights": ""}
 SOUND = {
     "role": "student", "step": 10, "epoch": 1, "total_steps": 10, "compiled": False,
     "elapsed_s": 2.0, "retries": 0, "lr_factor": 1.0,
-    "best": {"epoch": 1, "metrics": {"top1/val": 0.5}, "weights": ""},
+    "best": BEST,
 }  # fmt: skip
 
 
@@ -290,6 +293,21 @@ def forged(folder: Path, progress: dict[str, object]) -> RunFolder:
     return RunFolder(folder)
 
 
+def test_best_epoch_must_be_that_of_journal(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    checkpoints._check_journal(folder, folder.last, BestEpoch(1, {"top1/val": 0.9}))  # no journal
+    measured = {"loss/total": 1.0, "top1/val": 0.5, "nll/val": math.inf}
+    rows = [Epoch(1, 10, measured, True, 1.0, 1.0), Epoch(2, 20, measured, False, 1.0, 1.0)]
+    folder.journal.write_text("".join(journal.line(row) + "\n" for row in rows))
+    for sound in ({}, {"top1/val": 0.5}, {"top1/val": 0.5, "nll/val": math.nan}):
+        checkpoints._check_journal(folder, folder.last, BestEpoch(1, sound))
+    message = r"last contradicts journal.jsonl: epoch 1 has top1/val = 0.9000 instead of 0.5000."
+    with pytest.raises(UserError, match=message):
+        checkpoints._check_journal(folder, folder.last, BestEpoch(1, {"top1/val": 0.9}))
+    with pytest.raises(UserError, match=r"epoch 1 has top1/val_ema = 0.5000 instead of nan"):
+        checkpoints._check_journal(folder, folder.last, BestEpoch(1, {"top1/val_ema": 0.5}))
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -297,6 +315,9 @@ def forged(folder: Path, progress: dict[str, object]) -> RunFolder:
         ({"best": [1]}, "has 'best'"),
         ({"best": {}}, "has no best.epoch, best.metrics, best.weights"),
         ({"step": "7"}, "has 'step'"),
+        ({"best": BEST | {"metrics": {"top1/val": 17.0}}}, "has 'best.metrics': top1/val = 17.0"),
+        ({"best": BEST | {"metrics": {"top1/val": float("nan")}}}, "has 'best.metrics': top1/val"),
+        ({"best": BEST | {"metrics": {"top1/test": 0.9}}}, "has 'best.metrics': 'top1/test' is no"),
         ({"elapsed_s": None}, "has 'elapsed_s'"),
         ({"lr_factor": float("nan")}, "has 'lr_factor'"),
     ],

@@ -27,7 +27,14 @@ from distill.errors import UserError, data_error
 from distill.files.pickle_machine import text, type_name
 from distill.files.regular_file import InvalidFile, open_regular
 from distill.files.tar_archives import content_of
-from distill.files.untrusted_arrays import LARGEST_FILE, MAGIC, InvalidArray, open_npz, read_npy
+from distill.files.untrusted_arrays import (
+    LARGEST_FILE,
+    MAGIC,
+    InvalidArray,
+    Npz,
+    open_npz,
+    read_npy,
+)
 from distill.format import counted
 
 ADVICE = (
@@ -39,28 +46,44 @@ NAMES = (int, str, bytes, np.integer)  # allowed types of ids
 ZIP = b"PK\x03\x04"  # the first bytes of an .npz file
 LONGEST_ID = 1000  # characters
 LARGEST = 1 << 32  # bytes of a pickle
-LARGEST_RESIZED = 1 << 30  # bytes of images after enlarging; Kaggle's 300,000 images have fewer
+MOST_IMAGES = 1_000_000  # of a file; Kaggle's has 300,000
 NAMED = 80  # characters of a name in a message
 
 
 @dataclass(frozen=True, eq=False)  # == of arrays returns an array, not one truth value
 class Unlabelled:
-    """Images and their ids, in the order of the file."""
+    """Images and their ids, in the order of the file.
 
-    images: NDArray[np.uint8]  # [N, 3, S, S], RGB
+    The images are resized in pieces, when they are read: all of them could take much more memory
+    than the file.
+    """
+
+    planes: NDArray[np.uint8]  # [N, 3, H, W], RGB, of any size
     ids: tuple[str, ...]  # unique
     notes: tuple[str, ...] = ()  # changes to images, and ignored files
+    side: int = SIDE  # the height and width to which images are resized
+
+    def images(self, start: int = 0, end: int | None = None) -> NDArray[np.uint8]:
+        """Return the images from `start` up to `end`, None for the last one: [n, 3, S, S]."""
+        planes = self.planes[start:end]
+        if planes.shape[2:] == (self.side, self.side):
+            return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
+        resized = np.empty((len(planes), CHANNELS, self.side, self.side), np.uint8)
+        for i, image in enumerate(planes):
+            resized[i] = pictures.resize(image.transpose(1, 2, 0), self.side)
+        return resized
 
     @property
     def fingerprint(self) -> str:
         """Return the hex sha256 of the images and their ids, in their order."""
-        digest = sha256(repr(self.ids).encode(errors="surrogateescape"))
-        digest.update(np.ascontiguousarray(self.images).data)
+        digest = sha256(repr((self.ids, self.side)).encode(errors="surrogateescape"))
+        for image in self.planes:
+            digest.update(np.ascontiguousarray(image).data)
         return digest.hexdigest()
 
 
 def load(path: Path, side: int = SIDE, *, progress: Progress | None = None) -> Unlabelled:
-    """Load all images at `path`, resized to `side` x `side` pixels.
+    """Load all images at `path`, to be resized to `side` x `side` pixels.
 
     `progress` is called while pictures are decoded. Raises UserError, naming up to ten faults, if
     any image cannot be used or an id occurs twice.
@@ -72,7 +95,7 @@ def load(path: Path, side: int = SIDE, *, progress: Progress | None = None) -> U
     faults = [*found.faults, *_repeated_ids(found.ids)]
     if faults:
         raise data_error(str(path), faults, ADVICE)
-    return Unlabelled(found.images, found.ids, tuple(found.notes))
+    return Unlabelled(found.images, found.ids, tuple(found.notes), side)
 
 
 def _from_arrays(path: Path, side: int) -> DecodedPictures:
@@ -82,7 +105,9 @@ def _from_arrays(path: Path, side: int) -> DecodedPictures:
         with _open_arrays(path) as arrays:
             planes = _planes(_image_array(arrays), notes)
             ids = _ids(arrays, len(planes), notes)
-        return DecodedPictures(_resize(planes, side, notes), ids, notes, [])
+        if (size := (planes.shape[3], planes.shape[2])) != (side, side):
+            notes += pictures.resized_notes(Counter({size: len(planes)}), side)
+        return DecodedPictures(planes, ids, notes, [])
     except MemoryError:
         return DecodedPictures(nothing, (), notes, ["its images do not fit into memory"])
     except (InvalidArray, OSError) as error:
@@ -128,6 +153,8 @@ def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
     if len(names) != 1:
         found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
         raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
+    if isinstance(arrays, Npz):
+        _check_number(arrays.shape(names[0]))
     array = arrays[names[0]]
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{names[0]} is {type_name(array)}, not an array")
@@ -141,8 +168,15 @@ def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
     return array
 
 
+def _check_number(shape: tuple[int, ...]) -> None:
+    """Raise ValueError if an array of this shape has too many images."""
+    if shape and shape[0] > MOST_IMAGES:
+        raise ValueError(f"{shape[0]:,} images; at most {MOST_IMAGES:,} are read. Split the file")
+
+
 def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
     """Convert an array in any of the three layouts to [N, 3, H, W]; raise ValueError for others."""
+    _check_number(array.shape)
     if array.size == 0:
         raise ValueError(f"holds no image: the shape is {list(array.shape)}")
     if array.ndim == 4 and array.shape[3] == CHANNELS:
@@ -154,26 +188,6 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
         return array.reshape(-1, CHANNELS, SIDE, SIDE)
     layouts = f"[N, H, W, {CHANNELS}], [N, {CHANNELS}, H, W] or [N, {IMAGE_BYTES}]"
     raise ValueError(f"the images have the shape {list(array.shape)}, not {layouts}")
-
-
-def _resize(planes: NDArray[np.uint8], side: int, notes: list[str]) -> NDArray[np.uint8]:
-    """Resize images to [N, 3, side, side]. Raises ValueError if the result would be too large."""
-    height, width = planes.shape[2:]
-    if (height, width) == (side, side):
-        return np.require(planes, requirements=["C", "W"])  # a pickle's arrays are read-only
-    n_bytes = len(planes) * CHANNELS * side**2
-    if n_bytes > max(
-        LARGEST_RESIZED, planes.nbytes
-    ):  # only images that are enlarged can exceed this
-        raise ValueError(
-            f"{counted(len(planes), 'image')} of {width}x{height} pixels become {n_bytes:,} bytes "
-            f"at {side}x{side}; at most {LARGEST_RESIZED:,} are allowed. Split the file"
-        )
-    notes += pictures.resized_notes(Counter({(width, height): len(planes)}), side)
-    resized = np.empty((len(planes), CHANNELS, side, side), np.uint8)
-    for i, image in enumerate(planes):
-        resized[i] = pictures.resize(image.transpose(1, 2, 0), side)
-    return resized
 
 
 def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]:

@@ -299,7 +299,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
         Image.fromarray(pixels(7)).save(root / "train/ant" / name, exif=exif, lossless=True)
     upright = np.rot90(pixels(7), -1).transpose(2, 0, 1)
     trained = load_data_set.load(str(root), "train").images[3:5]
-    predicted = images_to_predict.load(root / "train/ant/a.png").images
+    predicted = images_to_predict.load(root / "train/ant/a.png").images()
     assert (trained == upright).all()
     assert (predicted == upright).all()
 

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ def test_kaggles_pickle(tmp_path: Path, key: type, protocol: int) -> None:
     data, ids = (b"data", b"ids") if key is bytes else ("data", "ids")
     values = {data: PIXELS, ids: np.array([7, 3, 9, 0])}
     read = images_to_predict.load(pickled(tmp_path / "cifar_test_nolabel.pkl", values, protocol))
-    assert (read.images == PLANES).all()
-    assert (read.images.shape, read.images.dtype) == ((N, 3, 32, 32), np.uint8)
+    assert (read.images() == PLANES).all()
+    assert (read.images().shape, read.images().dtype) == ((N, 3, 32, 32), np.uint8)
     assert read.ids == ("7", "3", "9", "0")
     assert read.notes == ()
 
@@ -62,7 +63,7 @@ def test_every_layout_is_the_same_images(tmp_path: Path, layout: str, container:
     else:
         pickled(path, {"data": array, "labels": [0] * N, "ids": [b"a", "b", "c", "é,"]})
     read = images_to_predict.load(path)
-    assert (read.images == PLANES).all()
+    assert (read.images() == PLANES).all()
     assert read.ids == (("0", "1", "2", "3") if container == "npy" else ("a", "b", "c", "é,"))
     assert any("all red, then green" in note for note in read.notes) == (layout == "flat")
     assert any("numbered 0..3" in note for note in read.notes) == (container == "npy")
@@ -73,7 +74,7 @@ def test_arrays_of_other_sizes_are_resized_by_pillow(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", large)
     read = images_to_predict.load(tmp_path / "x.npy")
     by_hand = Image.fromarray(large[1]).resize((32, 32), Image.Resampling.BICUBIC)
-    assert (read.images[1] == np.asarray(by_hand).transpose(2, 0, 1)).all()
+    assert (read.images()[1] == np.asarray(by_hand).transpose(2, 0, 1)).all()
     note = "2 images resized to 32x32 from 64x40 (Pillow's bicubic); 2 not square and squeezed"
     assert note in read.notes
 
@@ -153,7 +154,7 @@ def test_pictures_are_ordered_by_number_or_name(tmp_path: Path) -> None:
         picture(tmp_path / f"{stem}.png", PIXELS[i])
     read = images_to_predict.load(tmp_path)
     assert read.ids == ("9", "10", "100")
-    assert (read.images == PLANES[[1, 0, 2]]).all()
+    assert (read.images() == PLANES[[1, 0, 2]]).all()
     picture(tmp_path / "b.PNG", PIXELS[3])
     assert images_to_predict.load(tmp_path).ids == ("10", "100", "9", "b")
 
@@ -161,7 +162,7 @@ def test_pictures_are_ordered_by_number_or_name(tmp_path: Path) -> None:
 def test_one_picture(tmp_path: Path) -> None:
     read = images_to_predict.load(picture(tmp_path / "cat.png", PIXELS[2]))
     assert read.ids == ("cat",)
-    assert (read.images == PLANES[2:3]).all()
+    assert (read.images() == PLANES[2:3]).all()
 
 
 def test_pictures_become_rgb_with_a_note(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_pictures_become_rgb_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "sample.csv").touch()
     read = images_to_predict.load(tmp_path)
-    images = dict(zip(read.ids, read.images, strict=True))
+    images = dict(zip(read.ids, read.images(), strict=True))
     assert (images["solid"] == red.transpose(2, 0, 1)).all()
     assert (images["transparent"] == 255).all()
     assert np.ptp(images["grey"], axis=0).max() == 0
@@ -191,14 +192,14 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # Orientation: to be turned by 90° clockwise
     Image.fromarray(PIXELS[0]).save(tmp_path / "x.png", exif=exif)
     read = images_to_predict.load(tmp_path / "x.png")
-    assert (read.images[0] == np.rot90(PIXELS[0], -1).transpose(2, 0, 1)).all()
+    assert (read.images()[0] == np.rot90(PIXELS[0], -1).transpose(2, 0, 1)).all()
 
 
 def test_pictures_of_other_sizes_are_counted(tmp_path: Path) -> None:
     for i, (height, width) in enumerate([(64, 64), (64, 64), (20, 30), (32, 32), (8, 8), (9, 9)]):
         picture(tmp_path / f"{i}.png", np.full((height, width, 3), 7, np.uint8))
     read = images_to_predict.load(tmp_path)
-    assert (read.images == 7).all()
+    assert (read.images() == 7).all()
     (note,) = read.notes
     assert note == (
         "5 images resized to 32x32 from 64x64, 30x20, 8x8 and 1 more (Pillow's bicubic); "
@@ -238,14 +239,26 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert "  unreadable (Permission denied)\n" in refusal(tmp_path)
 
 
-def test_small_images_are_bounded_before_resizing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images_to_predict, "LARGEST_RESIZED", 100 * 3072, raising=False)
-    np.savez_compressed(tmp_path / "a.npz", data=np.zeros((101, 1, 1, 3), np.uint8))
-    assert "101 images of 1x1 pixels become 310,272 bytes" in refusal(tmp_path / "a.npz")
-    np.savez_compressed(tmp_path / "a.npz", data=np.full((100, 1, 1, 3), 7, np.uint8))
-    assert (images_to_predict.load(tmp_path / "a.npz").images == 7).all()
+def test_number_of_images_is_bounded_before_reading(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1_000_001, 4, 4, 3), np.uint8))
+    tracemalloc.start()
+    assert "1,000,001 images; at most 1,000,000 are read. Split" in refusal(tmp_path / "a.npz")
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+    np.save(tmp_path / "a.npy", np.zeros((1_000_001, 1, 1, 3), np.uint8))
+    assert "1,000,001 images; at most 1,000,000 are read. Split" in refusal(tmp_path / "a.npy")
+
+
+def test_images_are_resized_in_pieces(tmp_path: Path) -> None:
+    pixels = np.arange(50_000, dtype=np.uint32).astype(np.uint8).reshape(-1, 1, 1, 1)
+    np.savez_compressed(tmp_path / "a.npz", data=pixels.repeat(3, axis=3))
+    tracemalloc.start()
+    read = images_to_predict.load(tmp_path / "a.npz")
+    piece = read.images(1000, 2000)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000  # all of them take 154 MB
+    tracemalloc.stop()
+    assert piece.shape == (1000, 3, 32, 32)
+    assert (piece == pixels[1000:2000].astype(np.uint8)).all()
 
 
 def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +266,7 @@ def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise MemoryError
 
     np.savez(tmp_path / "a.npz", data=np.zeros((2, 1, 1, 3), np.uint8))
-    monkeypatch.setattr(images_to_predict.pictures, "resize", fail)
+    monkeypatch.setattr(images_to_predict, "_planes", fail)
     assert "do not fit into memory" in refusal(tmp_path / "a.npz")
 
 
