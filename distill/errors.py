@@ -3,7 +3,8 @@
 The text states what was requested, what was found and what to type next; cli.py prints it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from distill.files.escape_text import visible
 
@@ -40,3 +41,15 @@ def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:
     if len(faults) > LISTED:
         lines.append(f"  and {len(faults) - LISTED} more")
     return UserError("\n".join([*lines, advice]))
+
+
+@contextmanager
+def collect_faults(faults: list[str]) -> Iterator[None]:
+    """Append the message of a UserError to `faults` instead of raising it.
+
+    So that one command can report the faults of several independent checks at once.
+    """
+    try:
+        yield
+    except UserError as fault:
+        faults.append(str(fault))

@@ -7,9 +7,12 @@ trained there compute the same logits here.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import product
 
 from networks.network_catalogue import FIXED, RESIDUAL, wide_resnet
 
+MOST_BLOCKS = 36  # in a stage of a published network: those of resnet152
 PARTS = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 # MobileNetV2's groups of blocks, by their index there: our stage, and the first block in it.
 GROUPS = ((0, 0), (0, 1), (1, 0), (2, 0), (2, 4), (3, 0), (3, 3))
@@ -37,6 +40,37 @@ def translate(network: str, name: str) -> str | None:
             ours = replacement(groups) if callable(replacement) else replacement
             return f"{ours}.{part}"
     return None
+
+
+def original(network: str, name: str) -> str:
+    """Return the published name of our weight; the name itself if there is none."""
+    module, _, part = name.rpartition(".")
+    return f"{_originals(network)[module]}.{part}" if module in _originals(network) else name
+
+
+@cache
+def _originals(network: str) -> dict[str, str]:
+    """Return the published module by our module, the first of those that have the same layer."""
+    found: dict[str, str] = {}
+    for module in _published_modules():
+        ours = translate(network, f"{module}.weight")
+        if ours is not None:
+            found.setdefault(ours.removesuffix(".weight"), module)
+    return found
+
+
+def _published_modules() -> Iterator[str]:
+    """Yield the modules of all published networks, with more blocks and layers than they have."""
+    for stem in ("conv1", "bn1", "conv2", "bn2", "fc"):
+        yield from (stem, *(f"{stem}.{i}" for i in range(3)))
+    layers = [f"{kind}{i}" for i in range(1, 7) for kind in ("conv", "bn")]
+    for stage, block in product(range(5), range(MOST_BLOCKS)):
+        yield f"block{stage}.{block}"
+        yield from (f"block{stage}.layer.{block}.{layer}" for layer in PRE_ACTIVATION)
+        yield from (f"layer{stage}.{block}.{layer}" for layer in layers)
+        yield from (f"layer{stage}.{block}.downsample.{i}" for i in range(2))
+    for group, block, layer in product(range(len(GROUPS)), range(4), range(9)):
+        yield f"blocks.{group}.{block}.conv.{layer}"
 
 
 Rule = tuple[str, str | Callable[[list[str]], str]]

@@ -20,13 +20,15 @@ def info(
     data: SameDataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a data set, and check if it is the genuine CIFAR-10, in any container or order."""
+    """Describe a data set, and check if it is the genuine CIFAR-10 or CIFAR-100, in any format."""
     from distill.data.sources import load_data_set
     from distill.terminal.progress import ProgressDisplay
 
     with ProgressDisplay(stderr()) as display:
         facts = load_data_set.info(data or source, progress=display.progress)
-    print_facts(facts, as_json)
+    # `genuine` says the same in words.
+    shown = facts if as_json else {k: v for k, v in facts.items() if k != "is_genuine"}
+    print_facts(shown, as_json)
     if facts["faults"]:
         raise UserError("\n".join(facts["faults"]))
 
@@ -64,10 +66,12 @@ def fetch(
 
 @app.command()
 def verify(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="cifar10 or a path.")] = "cifar10",
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="cifar10, cifar100 or a path.")
+    ] = "cifar10",
     data: SameDataOption = None,
 ) -> None:
-    """Read every image; exit 1 unless they are exactly the published CIFAR-10."""
+    """Read every image; exit 1 unless they are exactly the published CIFAR-10 or CIFAR-100."""
     from distill.data.sources import load_data_set
     from distill.terminal.progress import ProgressDisplay
 
@@ -79,7 +83,7 @@ def verify(
     if not facts["is_genuine"]:
         raise Failure(
             f"{source} can be read, with {facts['train_images']:,} training and "
-            f"{facts['test_images']:,} test images, but is not the published CIFAR-10 "
+            f"{facts['test_images']:,} test images, but is not the published CIFAR-10 or CIFAR-100 "
             f"(genuine: {facts['genuine']})."
         )
     echo(f"{source}: {facts['genuine']}, every image")

@@ -1,5 +1,6 @@
 """The `import-teacher` command: weights of another program as a teacher's run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from distill.cli.options import SetOption
 from distill.cli.stdout_and_stderr import echo, stderr
-from distill.errors import UserError
+from distill.errors import UserError, collect_faults
 from distill.format import percent
 
 
@@ -51,9 +52,18 @@ def import_teacher(
     from distill.training import import_teacher as importing
 
     combined_overrides(None, [f"teacher.network={network}", *set_], None)  # allows typed code
-    recipe = importing.recipe_of(network, data, set_)
-    known = importing.normalisation(recipe, _numbers("--mean", mean), _numbers("--std", std))
-    request = importing.ImportRequest(weights, recipe, out, known)
+    faults: list[str] = []
+    request = importing.ImportRequest(weights, importing.recipe_of("wrn", data), out)
+    with collect_faults(faults):
+        request = replace(request, recipe=importing.recipe_of(network, data, set_))
+    with collect_faults(faults):
+        mean_, std_ = _numbers("--mean", mean), _numbers("--std", std)
+        importing.check_normalisation(request.recipe, mean_, std_)
+        request = replace(request, mean=mean_, std=std_)
+    if faults:
+        with collect_faults(faults):
+            importing.check_files(request)
+        raise UserError("\n".join(faults))
     folder = RunFolder(out)
     journal = Journal(folder.journal)
     with ProgressDisplay(stderr()) as display:

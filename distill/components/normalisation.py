@@ -45,7 +45,7 @@ def _default(images: ImageSet) -> str:
     """
     if images.normalised_as is not None:
         return images.normalised_as
-    return CIFAR10 if load_data_set.describe(images) else "computed"
+    return CIFAR10 if load_data_set.published_set(images) == CIFAR10 else "computed"
 
 
 def _with(recipe: Recipe, value: object) -> Recipe:

@@ -23,7 +23,7 @@ DEEPEST = 4  # levels of dictionaries around the weights
 # Keys under which programs save a network's weights beside other things, in order of preference.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-MOST_LISTED = 20  # names in a message
+MOST_LISTED = 6  # names in a message
 LONGEST_NAME = 100  # characters of a name in a message
 SAVE_ALONE = "Save its weights alone where you trained it: torch.save(net.state_dict(), FILE)."
 NORMALISATION = ("normalize.mean", "normalize.std")
@@ -96,22 +96,58 @@ def without_prefixes(weights: Weights) -> Weights:
 
 
 def load_into(
-    net: nn.Module, weights: Weights, what: str, translate: Callable[[str], str | None]
+    net: nn.Module,
+    weights: Weights,
+    what: str,
+    translate: Callable[[str], str | None],
+    original: Callable[[str], str] = lambda name: name,
 ) -> None:
     """Load weights under their own names or under those that `translate` returns.
 
     A network of timm or of the user's own code has its weights under `net.`. The network's own
-    normalisation is not expected. Raises UserError that lists all missing, unknown and repeated
-    names, all differing shapes and types, and the weights that are not finite; `what` names the
-    file.
+    normalisation is not expected. `original` is the inverse of `translate`. Raises UserError that
+    lists all missing, unknown and repeated names, all differing shapes and types, and the weights
+    that are not finite, by the names that they have in the file; `what` says which file does not
+    fit which network.
     """
     expected = net.state_dict()
-    renamed, repeated = _best_names(weights, expected, translate)
-    missing = [n for n in expected if n not in renamed and n not in NORMALISATION]
-    counters = [name for name in missing if name.endswith("num_batches_tracked")]
-    missing = [name for name in missing if name not in counters]
-    unknown = [name for name in renamed if name not in expected]
-    pairs = [(name, renamed[name], expected[name]) for name in expected if name in renamed]
+    translations: list[tuple[Callable[[str], str], Callable[[str], str]]] = [
+        (lambda name: name, lambda name: name),
+        (lambda name: f"net.{name}", lambda name: name.removeprefix("net.")),
+        (lambda name: translate(name) or name, original),
+    ]
+    # The names, own or translated, that the network expects most of.
+    rename, back = max(
+        translations, key=lambda pair: len(set(map(pair[0], weights)) & expected.keys())
+    )
+    if faults := _faults(weights, expected, rename, back):
+        raise UserError("\n  ".join([f"{what}:", *faults]))
+    ours = {rename(name): tensor for name, tensor in weights.items()}
+    ours = {name: tensor.to(expected[name].dtype) for name, tensor in ours.items()}
+    net.load_state_dict(expected | ours)
+
+
+def _faults(
+    weights: Weights,
+    expected: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    back: Callable[[str], str],
+) -> list[str]:
+    """Return one line for each kind of difference, with the file's names.
+
+    `rename` translates a name of the file to the network's, `back` one of the network's to the
+    file's.
+    """
+    own = {rename(name): name for name in weights}
+    repeated = [name for name, n in Counter(map(rename, weights)).items() if n > 1]
+    missing = [
+        name
+        for name in expected
+        if name not in own
+        and name not in NORMALISATION
+        and not name.endswith("num_batches_tracked")
+    ]
+    pairs = [(own[name], weights[own[name]], expected[name]) for name in expected if name in own]
     shapes = [
         f"{name} {list(found.shape)} instead of {list(tensor.shape)}"
         for name, found, tensor in pairs
@@ -128,37 +164,16 @@ def load_into(
         if found.shape == tensor.shape and not _is_finite(found, tensor.dtype)
     ]
     lists = {
-        "missing": missing,
-        "unknown": unknown,
-        "twice, under two names": repeated,
+        "missing": list(map(back, missing)),
+        "unknown": [name for ours, name in own.items() if ours not in expected],
+        "twice, under two names": [
+            " and ".join(name for name in weights if rename(name) == ours) for ours in repeated
+        ],
         "of another shape": shapes,
         "of another type": types,
         "not finite": infinite,
     }
-    if faults := [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]:
-        raise UserError(
-            f"{what} does not hold the weights of {type(net).__name__}:\n  " + "\n  ".join(faults)
-        )
-    ours = {name: tensor.to(expected[name].dtype) for name, tensor in renamed.items()}
-    net.load_state_dict(expected | ours)
-
-
-def _best_names(
-    weights: Weights, expected: Mapping[str, Tensor], translate: Callable[[str], str | None]
-) -> tuple[Weights, list[str]]:
-    """Return the weights under the names, own or translated, that the network expects most of.
-
-    The second value lists names that two tensors would have.
-    """
-    candidates: list[Callable[[str], str]] = [
-        lambda name: name,
-        lambda name: f"net.{name}",
-        lambda name: translate(name) or name,
-    ]
-    rename = max(candidates, key=lambda rename: len(set(map(rename, weights)) & expected.keys()))
-    counts = Counter(map(rename, weights))
-    renamed = {rename(name): tensor for name, tensor in weights.items()}
-    return renamed, [name for name, n in counts.items() if n > 1]
+    return [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -254,8 +254,10 @@ def default_path(name: str, runs: Path = RUNS) -> Path:
     return runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def check_out(folder: RunFolder, resume: bool) -> None:
+def check_out(folder: RunFolder, resume: bool, *, can_resume: bool = True) -> None:
     """Raise UserError if no run may be written in the folder. Leaves no file behind.
+
+    `can_resume`: whether the command has the option --resume, for the message.
 
     This is so if the folder has a run and `resume` is False, if it has other files that a run would
     replace or delete, if nothing can be written in it, if it is inside a checkpoint of another run,
@@ -268,10 +270,8 @@ def check_out(folder: RunFolder, resume: bool) -> None:
         _check_checkpoints(folder)
     else:
         lock.check_free(folder.path)
-        raise UserError(
-            f"{folder.path} already holds a run.\n"
-            "Continue it with --resume, or choose another --out."
-        )
+        advice = "Continue it with --resume, or choose" if can_resume else "Choose"
+        raise UserError(f"{folder.path} already holds a run.\n{advice} another --out.")
     check_writable(folder.path, "a run folder")
 
 

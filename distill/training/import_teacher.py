@@ -7,21 +7,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from distill.components import fingerprints
 from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.data_pipeline import split_images
 from distill.components.normalisation import with_values
 from distill.components.read_test_split import identify_test, test_split
-from distill.data.image_set import SIDE
+from distill.data.image_set import SIDE, ImageSet
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
-from distill.errors import UserError
+from distill.errors import UserError, collect_faults
 from distill.evaluation import final_test, write_results
 from distill.events import End, Start, measure_name
-from distill.models import checkpoint, cost, foreign_weights
+from distill.format import counted
+from distill.models import checkpoint, cost, foreign_weights, recognise_network
+from distill.models.foreign_weights import Weights
 from distill.recipe import recipes
-from distill.recipe.recipes import Recipe
+from distill.recipe.recipes import Recipe, RecipeError
+from distill.recipe.validation import value_text
 from distill.runs import lock, run_folder
 from distill.runs.run_folder import RunFolder
 from distill.training import environment
@@ -29,9 +34,14 @@ from networks import crd_weight_names
 from networks.network_catalogue import is_own
 from students.normalize_images import KNOWN, set_normalisation
 
-LARGEST = 1_000  # mean or std, as in `data.normalize`
 NAME = "imported"  # the run's recipe in tables
+# By the names of KNOWN, for the message; and the values of torchvision's and timm's networks.
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 RECIPE = environment.ROOT / "recipes" / "import" / "teacher.toml"
+
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,48 +51,98 @@ class ImportRequest:
     weights: Path
     recipe: Recipe  # with the network in [teacher] and the images in [data]
     out: Path
-    # (mean, std) of each channel of images in [0, 1], which the network expects; None if its code
-    # normalises its images itself
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    # Of the images in [0, 1] that the network was trained with; empty for those of CIFAR, and for a
+    # network whose code normalises its images itself.
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 def recipe_of(network: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe of an imported teacher: its network and images, nothing held out.
 
-    `overrides`: `key=value` for keys of [teacher]. Raises RecipeError with every fault.
+    `overrides`: `key=value` for keys of [teacher]. Raises UserError with every fault.
     """
     given = [f"teacher.network={json.dumps(network)}", f"data.source={json.dumps(source)}"]
-    return recipes.load(str(RECIPE), [*given, *overrides]).recipe
+    try:
+        return recipes.load(str(RECIPE), [*given, *overrides]).recipe
+    except RecipeError as error:  # the user knows the option, not the recipe that has its value
+        typed = f"teacher.network = {value_text(network)} (--set)"
+        lines = [fault.replace(typed, f"--network {network}") for fault in error.faults]
+        raise UserError("\n".join(lines)) from None
 
 
-def normalisation(
-    recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return (mean, std), as given or known for the images; None for a network that has none.
-
-    `mean`, `std`: as typed; empty if they were not. Raises UserError if they are invalid, or if
-    they are neither given nor known.
-    """
-    teacher, source = recipe.teacher, recipe.data.source
-    assert teacher is not None
-    if is_own(teacher.network) and not teacher.normalize:
-        if mean or std:
-            raise UserError("--mean and --std need --set teacher.normalize=true.")
-        return None
+def check_normalisation(recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise UserError if the mean and std are invalid as typed; empty means not typed."""
     if not mean and not std:
-        if source not in KNOWN:
-            raise UserError(
-                f"the normalisation that the network was trained with is not known for {source}.\n"
-                "Type --mean R,G,B --std R,G,B, for images in [0, 1]."
-            )
-        return KNOWN[source]
-    is_in_range = all(-LARGEST <= value <= LARGEST for value in mean + std)  # false for NaN
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not is_in_range:
+        return
+    if not _is_normalised(recipe):
+        raise UserError("--mean and --std need --set teacher.normalize=true.")
+    values = mean + std
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or not all(0 <= v <= 255 for v in values):
         raise UserError(
-            "--mean and --std are three numbers each, for red, green and blue; those of --std are "
-            f"above 0, and none is above {LARGEST:,}."
+            "--mean and --std are three numbers each, for red, green and blue of images in [0, 1]; "
+            "those of --std are above 0, and none is above 1."
         )
-    return mean, std
+    if max(values) > 1:
+        scaled = (",".join(f"{v / 255:.4f}" for v in triple) for triple in (mean, std))
+        raise UserError(
+            "--mean and --std are for images in [0, 1], but one of them is above 1.\n"
+            "If they are for images in 0..255, divide them by 255: "
+            "--mean {} --std {}".format(*scaled)
+        )
+
+
+def _is_normalised(recipe: Recipe) -> bool:
+    """Whether the project normalises the network's images; the user's own code may do so itself."""
+    assert recipe.teacher is not None
+    return not is_own(recipe.teacher.network) or recipe.teacher.normalize
+
+
+def normalisation(request: ImportRequest, images: ImageSet) -> Normalisation | None:
+    """Return (mean, std), as typed or known for the images; None for a network that has none.
+
+    `images`: the train split. CIFAR-10 and CIFAR-100 are known in every format. Raises UserError if
+    the values are neither typed nor known.
+    """
+    if not _is_normalised(request.recipe):
+        return None
+    if request.mean:
+        return request.mean, request.std
+    source = request.recipe.data.source
+    of_archive = None if source == load_data_set.SYNTHETIC else images.normalised_as
+    known = of_archive or load_data_set.published_set(images)
+    if known is not None:
+        return KNOWN[known]
+    raise UserError(
+        f"the mean and std that the network was trained with are not known for {source}.\n"
+        "Type those of its training, for images in [0, 1]:\n"
+        + "\n".join(
+            f"  {TITLES[name]}: --mean {_typed(mean)} --std {_typed(std)}"
+            for name, (mean, std) in (KNOWN | {"imagenet": IMAGENET}).items()
+        )
+    )
+
+
+def _typed(values: Sequence[float]) -> str:
+    return ",".join(map(str, values))
+
+
+def check_files(request: ImportRequest) -> Weights:
+    """Return the weights in the file.
+
+    Raises UserError with every fault of the file, the images and the run folder.
+    """
+    faults: list[str] = []
+    weights: Weights = {}
+    with collect_faults(faults):
+        run_folder.check_out(RunFolder(request.out), resume=False, can_resume=False)
+    with collect_faults(faults):
+        load_data_set.check(request.recipe.data.source, size=request.recipe.data.size)
+    with collect_faults(faults):
+        weights = foreign_weights.read(request.weights)
+    if faults:
+        raise UserError("\n".join(faults))
+    return weights
 
 
 def import_teacher(
@@ -92,28 +152,30 @@ def import_teacher(
 
     Yields the events for the journal.
 
-    Raises UserError if the weights cannot be read or do not fit the network, or if the folder
-    cannot be used; nothing is written then.
+    Raises UserError if the weights cannot be read or do not fit the network, if the images'
+    normalisation is not known, or if the folder cannot be used; nothing is written then.
     """
     folder = RunFolder(request.out)
-    run_folder.check_out(folder, resume=False)
+    weights = check_files(request)
     recipe, accel = with_code(request.recipe, "teacher"), evaluation_accelerator()
-    recipe = with_values(recipe, request.normalisation)
-    source = recipe.data.source
-    size = recipe.data.size
-    load_data_set.check(source, size=size)
+    source, size = recipe.data.source, recipe.data.size
     images = load_data_set.load(source, "train", size=size, progress=progress)
     test_identity = identify_test(source, images, size=size, progress=progress)
     recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
     net = build_network(recipe, "teacher", images.n_classes)
-    assert recipe.teacher is not None
-    translate = partial(crd_weight_names.translate, recipe.teacher.network)
-    weights = foreign_weights.read(request.weights)
-    foreign_weights.load_into(net, weights, str(request.weights), translate)
-    if request.normalisation is not None:  # the file may have other values
-        set_normalisation(net, *request.normalisation)
+    faults: list[str] = []
+    values: Normalisation | None = None
+    with collect_faults(faults):
+        values = normalisation(request, images)
+    with collect_faults(faults):
+        _load_weights(net, weights, request, images.n_classes)
+    if faults:
+        raise UserError("\n".join(faults))
+    recipe = with_values(recipe, values)
+    if values is not None:  # the file may have other values
+        set_normalisation(net, *values)
     with lock.lock_run_folder(folder.path):
-        run_folder.check_out(folder, resume=False)
+        run_folder.check_out(folder, resume=False, can_resume=False)
         start = Start(
             run=str(folder.path), role="teacher", recipe=NAME,
             network=network_name(recipe, "teacher", images.n_classes),
@@ -134,7 +196,9 @@ def import_teacher(
         checkpoint.save_weights(path, checkpoint.copy_weights(net))
         end = End(0, tested, start.parameters, 0.0, str(path))
         yield end
-        write_results.write_result(folder, recipe, start, end, data, "", imported=_origin(request))
+        write_results.write_result(
+            folder, recipe, start, end, data, "", imported=_origin(request, values)
+        )
 
 
 def top1(folder: RunFolder) -> float:
@@ -153,7 +217,44 @@ def _data(recipe: Recipe, images: Any, test: Any) -> dict[str, Any]:
     }
 
 
-def _origin(request: ImportRequest) -> dict[str, Any]:
-    mean, std = request.normalisation or (None, None)
+def _load_weights(net: nn.Module, weights: Weights, request: ImportRequest, classes: int) -> None:
+    """Load the weights. Raises UserError with all differences and the network that has them."""
+    assert request.recipe.teacher is not None
+    network = request.recipe.teacher.network
+    try:
+        foreign_weights.load_into(
+            net,
+            weights,
+            f"{request.weights} does not hold the weights of {network} for "
+            f"{counted(classes, 'class', 'classes')}",
+            partial(crd_weight_names.translate, network),
+            partial(crd_weight_names.original, network),
+        )
+    except UserError as fault:
+        raise UserError(f"{fault}{_hint(weights, request, classes)}") from None
+
+
+def _hint(weights: Weights, request: ImportRequest, classes: int) -> str:
+    """Return what to type instead if the weights are those of another network or other classes."""
+    assert request.recipe.teacher is not None
+    network, source = request.recipe.teacher.network, request.recipe.data.source
+    found = list(recognise_network.networks_of(weights))
+    if network not in dict(found) and found:
+        others = " or ".join(f"--network {name}" for name, _ in found)
+        hint = f"\nThese are the weights of another network: type {others}"
+        found_classes = found[0][1]
+    else:
+        hint, found_classes = "", recognise_network.n_classes(weights, network) or classes
+    if found_classes != classes:
+        hint += (
+            f"\nIts linear classifier has {counted(found_classes, 'class', 'classes')}, {source} "
+            f"has {classes}: type --data with the images that it was trained on"
+        )
+        hint += ", such as cifar100" if found_classes == 100 else ""
+    return f"{hint}." if hint else ""
+
+
+def _origin(request: ImportRequest, values: Normalisation | None) -> dict[str, Any]:
+    mean, std = values or (None, None)
     digest = run_folder.file_sha256(request.weights)
     return {"file": request.weights.name, "sha256": digest, "mean": mean, "std": std}

@@ -22,6 +22,7 @@ def test_info_counts_and_names(run_cli: RunCli, pets: Path) -> None:
     assert facts["faults"] == []
     result = run_cli("data", "info", "--data", pets)
     assert re.search(r"^class_names +cat, dog$", result.out, re.MULTILINE)
+    assert re.findall(r"^.*genuine.*$", result.out, re.MULTILINE) == ["genuine               no"]
 
 
 def test_info_knows_the_genuine_images(

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.data.sources import load_data_set
+from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
+from students.normalize_images import KNOWN
 from tests.cli.command_line import RunCli
 from tests.networks.published_networks import published
 
@@ -50,14 +53,27 @@ def test_imported_teacher_distils_and_is_named(
     assert "was imported: another program trained" in (student / "report.html").read_text()
 
 
+THREE = "--mean and --std are three numbers each"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "vgg8"], "does not hold the weights of VGG:\n  missing: stem.0.weight"),
-        (["--network", "resnet21"], 'teacher.network = "resnet21" (--set) is unknown'),
-        (["--network", "resnet20", "--mean", "1,2"], "--mean and --std are three numbers each"),
+        (
+            ["--network", "vgg8"],
+            "These are the weights of another network: type --network resnet20",
+        ),
+        (
+            ["--network", "resnet32"],
+            "the weights of resnet32 for 10 classes:\n  missing: layer1.3.co",
+        ),
+        (["--network", "resnet21"], "--network resnet21 is unknown; allowed: "),
+        (["--network", "resnet20", "--mean", "1,2"], THREE),
         (["--network", "resnet20", "--mean", "a,b,c"], "--mean a,b,c is not three numbers"),
         (["--network", "resnet20", "--std", "1,1,0"], "those of --std are above 0"),
+        (["--network", "resnet20", "--std", "1,1,nan"], THREE),
+        (["--network", "resnet20", "--mean", "0.5,0.5,-0.1"], THREE),
+        (["--network", "resnet20", "--std", "300,63,66"], "and none is above 1."),
         (["--network", "resnet20", "--weights", "nosuch.pth"], "nosuch.pth does not exist"),
     ],
 )
@@ -68,10 +84,79 @@ def test_wrong_import_writes_nothing(
     given = ["--weights", str(weights), *GIVEN, *options, "--out", str(out)]
     refused = run_cli("import-teacher", *given)
     assert refused.code == 2 and message in refused.err
+    assert "recipes/import" not in refused.err and "stages." not in refused.err
     assert not out.exists()
 
 
-def test_normalisation_must_be_known(run_cli: RunCli, weights: Path, tmp_path: Path) -> None:
+def test_values_of_bytes_are_divided_in_the_message(
+    run_cli: RunCli, weights: Path, tmp_path: Path
+) -> None:
     given = ["--network", "resnet20", "--weights", str(weights), "--data", "synthetic"]
+    scale = ["--mean", "125.3,123,113.9", "--std", "63,62.1,66.7"]
+    refused = run_cli("import-teacher", *given, *scale, "--out", str(tmp_path / "teacher"))
+    assert refused.code == 2
+    assert (
+        "If they are for images in 0..255, divide them by 255: "
+        "--mean 0.4914,0.4824,0.4467 --std 0.2471,0.2435,0.2616" in refused.err
+    )
+
+
+def test_all_faults_of_an_import_are_listed(run_cli: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").touch()
+    given = ["--network", "resnet21", "--weights", str(tmp_path / "no.pth"), "--mean", "1,2"]
+    command = ["import-teacher", *given, "--data", str(tmp_path / "no"), "--out", str(tmp_path)]
+    refused = run_cli(*command)
+    assert refused.code == 2
+    for fault in (
+        "--network resnet21 is unknown",
+        THREE,
+        f"{tmp_path} already holds a run.\nChoose another --out.",
+        f"{tmp_path / 'no.pth'} does not exist",
+        "is neither synthetic, cifar10, cifar100 nor a path that exists",
+    ):
+        assert fault in refused.err
+    assert "--resume" not in refused.err
+
+
+def test_other_number_of_classes_is_named(run_cli: RunCli, tmp_path: Path) -> None:
+    torch.save(published("resnet20", 100).state_dict(), tmp_path / "a.pth")
+    given = ["--weights", str(tmp_path / "a.pth"), *GIVEN, "--out", str(tmp_path / "out")]
+    for network in ("resnet20", "resnet32"):
+        refused = run_cli("import-teacher", "--network", network, *given)
+        assert refused.code == 2
+        assert (
+            "Its linear classifier has 100 classes, synthetic has 10: type --data with the images "
+            "that it was trained on, such as cifar100." in refused.err
+        )
+        assert ("type --network resnet20" in refused.err) == (network == "resnet32")
+
+
+def test_normalisation_must_be_known(run_cli: RunCli, weights: Path, tmp_path: Path) -> None:
+    given = ["--network", "resnet32", "--weights", str(weights), "--data", "synthetic"]
     refused = run_cli("import-teacher", *given, "--out", str(tmp_path / "teacher"))
-    assert refused.code == 2 and "is not known for synthetic.\nType --mean R,G,B" in refused.err
+    assert refused.code == 2 and "trained with are not known for synthetic.\nType" in refused.err
+    assert (
+        "  CIFAR-100: --mean 0.5071,0.4867,0.4408 --std 0.2675,0.2565,0.2761\n"
+        "  ImageNet: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225\n" in refused.err
+    )
+    assert "type --network resnet20" in refused.err  # this fault is not hidden by the other one
+
+
+@pytest.mark.parametrize(("title", "known"), [("CIFAR-10", None), ("CIFAR-100", "cifar100")])
+def test_published_images_are_known_at_a_path(
+    run_cli: RunCli,
+    pets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    title: str,
+    known: str | None,
+) -> None:
+    images = load_data_set.load(str(pets), "train")
+    monkeypatch.setitem(load_data_set.GENUINE, images.fingerprint, f"{title}, train split")
+    torch.save(published("resnet20", 2).state_dict(), tmp_path / "a.pth")
+    given = ["--network", "resnet20", "--weights", str(tmp_path / "a.pth"), "--data", str(pets)]
+    done = run_cli("import-teacher", *given, "--out", str(tmp_path / "teacher"))
+    assert done.code == 0, done.err
+    assert recipes.read(tmp_path / "teacher" / "recipe.toml").data.normalize == known
+    mean = RunFolder(tmp_path / "teacher").result()["imported"]["mean"]
+    assert mean == list(KNOWN[known or "cifar10"][0])

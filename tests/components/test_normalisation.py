@@ -82,6 +82,14 @@ def test_cifar10_in_class_folders_is_recognised(monkeypatch: pytest.MonkeyPatch)
     assert normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize is None
 
 
+def test_cifar100_in_class_folders_keeps_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in earlier versions, so that their runs can be resumed."""
+    images = noise(None)
+    monkeypatch.setitem(load_data_set.GENUINE, images.fingerprint, "CIFAR-100, train split")
+    chosen = normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize
+    assert chosen == mean_and_std(images.images)
+
+
 @pytest.mark.parametrize("network", ["resnet20", "wrn-10-1", "vgg8", "timm/resnet18"])
 def test_every_network_normalises_by_the_recipe(network: str) -> None:
     overrides = (f"teacher.network={network}", f"data.normalize={OWN}")

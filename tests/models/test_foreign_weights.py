@@ -22,7 +22,8 @@ IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def loaded(network: str, weights: dict[str, torch.Tensor], classes: int = 7) -> nn.Module:
     net = by_name.build(network, classes=classes).eval()
     translate = partial(crd_weight_names.translate, network)
-    foreign_weights.load_into(net, weights, "a.pth", translate)
+    original = partial(crd_weight_names.original, network)
+    foreign_weights.load_into(net, weights, f"a.pth does not fit {network}", translate, original)
     return net
 
 
@@ -113,16 +114,25 @@ def test_all_differences_are_listed_at_once() -> None:
     with pytest.raises(UserError) as fault:
         loaded("resnet20", state)
     assert str(fault.value).splitlines() == [
-        "a.pth does not hold the weights of ResNet:",
-        "  missing: stem.0.weight, stages.1.1.residual.5.bias",
+        "a.pth does not fit resnet20:",
+        "  missing: conv1.weight, layer2.1.bn2.bias",
         r"  unknown: extra\x1b.weight",
-        "  of another shape: head.weight [100, 64] instead of [7, 64]",
+        "  of another shape: fc.weight [100, 64] instead of [7, 64]",
     ]
 
 
 def test_long_lists_are_cut() -> None:
     with pytest.raises(UserError, match=r"missing: stem\.0\.weight, .* and \d+ more"):
         loaded("resnet20", {})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_published_name_is_translated_back(network: str) -> None:
+    for name in published(network).state_dict():
+        ours = crd_weight_names.translate(network, name)
+        again = crd_weight_names.original(network, str(ours))
+        assert crd_weight_names.translate(network, again) == ours
+        assert again != ours
 
 
 def test_own_names_are_accepted_without_translation() -> None:
@@ -136,13 +146,13 @@ def test_own_names_are_accepted_without_translation() -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"fc.bias": torch.full((7,), float("nan"))}, "not finite: head.bias"),
-        ({"fc.bias": torch.full((7,), float("-inf"))}, "not finite: head.bias"),
-        ({"fc.bias": torch.full((7,), 1e300, dtype=torch.float64)}, "not finite: head.bias"),
-        ({"fc.bias": torch.ones(7).long()}, "of another type: head.bias int64 instead of float32"),
-        ({"fc.bias": torch.ones(7).bool()}, "of another type: head.bias bool instead of float32"),
-        ({"fc.bias": torch.ones(7) * 1j}, "type: head.bias complex64 instead of float32"),
-        ({"head.bias": torch.ones(7)}, "twice, under two names: head.bias"),
+        ({"fc.bias": torch.full((7,), float("nan"))}, "not finite: fc.bias"),
+        ({"fc.bias": torch.full((7,), float("-inf"))}, "not finite: fc.bias"),
+        ({"fc.bias": torch.full((7,), 1e300, dtype=torch.float64)}, "not finite: fc.bias"),
+        ({"fc.bias": torch.ones(7).long()}, "of another type: fc.bias int64 instead of float32"),
+        ({"fc.bias": torch.ones(7).bool()}, "of another type: fc.bias bool instead of float32"),
+        ({"fc.bias": torch.ones(7) * 1j}, "type: fc.bias complex64 instead of float32"),
+        ({"head.bias": torch.ones(7)}, "twice, under two names: fc.bias and head.bias"),
         ({"x" * 5000: torch.ones(7)}, "unknown: " + "x" * 100),
     ],
 )  # fmt: skip

@@ -43,11 +43,30 @@ NAMED: dict[str, Layout] = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100
 GENUINE = {
     "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85": "CIFAR-10, train split",
     "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c": "CIFAR-10, test split",
+    "36ce7a701fbea47796e570c34382aad50f2539687cfcbc6ae96e2f56530d29b6": "CIFAR-100, train split",
+    "d3cd5d87a1b9317a0982c8ef5535fe3b86da8da90b13ce5e9b23ea06400dd5eb": "CIFAR-100, test split",
 }
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-CLASSES = dict.fromkeys(GENUINE.values(), CIFAR10_CLASSES)  # class names of each published split
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+    "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle",
+    "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch",
+    "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox",
+    "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom",
+    "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree",
+    "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+    "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle",
+    "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
+CLASSES = {  # class names of each published split
+    name: CIFAR100_CLASSES if name.startswith("CIFAR-100") else CIFAR10_CLASSES
+    for name in GENUINE.values()
+}
 
 
 def load(
@@ -107,6 +126,14 @@ def check(source: str, *, size: int | None = None) -> None:
 def describe(images: ImageSet) -> str | None:
     """Return the name of the published split with exactly these images, in any order, or None."""
     return GENUINE.get(images.fingerprint)
+
+
+def published_set(images: ImageSet) -> str | None:
+    """Return the name, as in NAMED, of the data set whose published split has exactly these images,
+    in any order, or None.
+    """
+    title = (describe(images) or "").partition(",")[0]
+    return next((name for name, layout in NAMED.items() if layout.title == title), None)
 
 
 def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:

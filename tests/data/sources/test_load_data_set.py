@@ -134,6 +134,28 @@ def test_the_genuine_images_are_known_and_split() -> None:
     assert np.bincount(train.labels[train_part]).tolist() == [4500] * 10
 
 
+@pytest.mark.skipif(
+    "UNDERSTUDY_CIFAR100" not in os.environ,
+    reason="UNDERSTUDY_CIFAR100 names no folder with the genuine images",
+)
+def test_the_genuine_cifar100_is_known() -> None:
+    facts = load_data_set.info(os.environ["UNDERSTUDY_CIFAR100"])
+    assert facts["genuine"] == "CIFAR-100, train split; CIFAR-100, test split"
+    assert facts["is_genuine"]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("CIFAR-10, test split", "cifar10"), ("CIFAR-100, test split", "cifar100"), ("", None)],
+)
+def test_published_set_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str, name: str | None
+) -> None:
+    images = load_data_set.load(str(test_cifar.write(tmp_path)), "test")
+    monkeypatch.setattr(load_data_set, "GENUINE", {images.fingerprint: title})
+    assert load_data_set.published_set(images) == name
+
+
 @pytest.mark.parametrize("source", ["x" * 300, "x" * 100_000, "~no-such-user/x", "a\0b"])
 def test_name_that_no_file_can_have_is_message(source: str) -> None:
     with pytest.raises(UserError, match="is neither synthetic, cifar10, cifar100 nor") as caught:
@@ -173,4 +195,7 @@ def test_images_with_swapped_class_names_are_not_genuine(
 def test_the_published_names_are_the_official_ones() -> None:
     names = "airplane automobile bird cat deer dog frog horse ship truck"
     assert " ".join(load_data_set.CIFAR10_CLASSES) == names
+    assert [len(names) for names in load_data_set.CLASSES.values()] == [10, 10, 100, 100]
+    names_of_100 = load_data_set.CIFAR100_CLASSES
+    assert list(names_of_100) == sorted(names_of_100)  # the official order of the fine labels
     assert load_data_set.CLASSES.keys() == set(load_data_set.GENUINE.values())
