@@ -229,6 +229,18 @@ def test_request_is_checked_at_once(tmp_path: Path, student: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_precisions_of_one_process_may_differ(tmp_path: Path, pixels: np.ndarray) -> None:
+    """accelerate refuses a second Accelerator of another precision."""
+    for precision in ("fp32", "bf16"):
+        out, overrides = tmp_path / precision, SMALL | {"train.precision": precision}
+        [start, *_, end] = train_student("tiny", out=out, overrides=overrides)
+        assert isinstance(start, Start) and start.precision == precision
+        assert predict(out, pixels).shape == (7, 10)
+        assert evaluate(out)["top1"] == pytest.approx(end.metrics["top1/test"])  # type: ignore[union-attr]
+
+
+@pytest.mark.long
 def test_teacher_and_paths_are_those_given(tmp_path: Path, teacher: Path, pets: Path) -> None:
     small = {"data.train_images": 64, "loss.kd.temperature": 2.5}
     [start, *_] = train_student("tiny", teacher=[teacher], out=tmp_path / "a", overrides=small)

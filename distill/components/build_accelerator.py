@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -54,6 +55,8 @@ def evaluation_device() -> torch.device:
 
 def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
     _set_up_float32()
+    if AcceleratorState._shared_state.get("_mixed_precision") != mixed_precision:
+        AcceleratorState._reset_state()  # accelerate refuses another precision in one process
     accelerator = Accelerator(
         cpu=_is_on_cpu(),
         mixed_precision=mixed_precision,
