@@ -55,6 +55,18 @@ GROUPED = {
         r"check_result|check_same_run",
         "check that a result fits its run, and that runs belong together",
     ),
+    "distill/models": (
+        r"safetensors_files|torch_files",
+        "read safetensors and the files of torch.save, which others may have made, as data",
+    ),
+    "distill/teacher": (
+        r"cache_files|view_cache",
+        "cached teacher logits: their files, and reading through the cache by view and sample",
+    ),
+    "distill/components": (
+        r"build_(accelerator|network)",
+        "build what a recipe describes: accelerate's Accelerator, the network",
+    ),
     "distill/sweep": (
         r"sweep_(file|schema|validation)",
         "load a sweep file, its tables and keys, and all errors of one",

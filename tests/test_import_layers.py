@@ -68,7 +68,8 @@ class Layer:
 
 TABLE = (
     # 0 recipes, run folders, files
-    Layer(("distill.__init__", *(f"distill.{name}.__init__" for name in PACKAGES))),
+    Layer(tuple(f"distill.{name}.__init__" for name in PACKAGES)),
+    Layer(("distill.__init__",), ("distill.api",)),  # inside a function
     Layer(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
     Layer(FILES, TERMS, ("numpy",)),
     Layer(STATISTICS, (*TERMS, *FILES), ("numpy", "scipy")),
@@ -99,7 +100,12 @@ TABLE = (
         ("optuna", "sqlalchemy", "pydantic", "pydantic_core", "filelock"),
     ),
     Layer(("distill.time_plan",), (*WORDS, *PARTS, *STATISTICS, *ENGINE), ()),
-    # 4 the command line
+    # 4 the Python interface · the command line
+    Layer(
+        ("distill.api",),
+        (*WORDS, *PARTS, *STATISTICS, *ENGINE, *RUNS),
+        ("torch", "numpy", "accelerate"),
+    ),
     Layer(CLI, ("distill", "networks", "teachers", "students"), ("typer", "rich")),
 )
 

@@ -41,7 +41,7 @@ def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
     """Count the parameters and MACs of a recipe's student and teacher."""
-    from distill.cli.train_commands import allow_typed_code
+    from distill.components.typed_code import allow_typed_code
     from distill.recipe import recipes
 
     allow_typed_code(set_)

@@ -2,7 +2,7 @@
 failures.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from distill.cli.stdout_and_stderr import (
     system_error_text,
 )
 from distill.errors import Failure, UserError
-from distill.files.escape_text import is_utf8, shell_word
+from distill.files.escape_text import shell_word
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
@@ -39,38 +39,14 @@ def combined_overrides(
     If `--set` sets the key of another option too, that option is not used, and a note is printed.
     Raises UserError for a path that is not UTF-8, which recipe.toml cannot contain.
     """
-    from distill.recipe.compose import override_of
-    from distill.recipe.validation import value_text
+    from distill.components.typed_code import allow_typed_code
+    from distill.recipe.compose import combine_overrides
 
-    for path in filter(None, [data, *(teachers or [])]):
-        if not is_utf8(path):
-            raise UserError(
-                f"the name of {path} is not UTF-8, so recipe.toml cannot contain it.\n"
-                "Rename the folder, or give a link to it with another name."
-            )
-
-    chosen = []
-    options = {"--data": ("data.source", data), "--teacher": ("teacher.runs", teachers or None)}
-    for option, (key, value) in options.items():
-        override = override_of(key, overrides)
-        if value is not None and override is not None:
-            echo(f"note: --set {override} overrides {option}, which is not used", err=True)
-        elif value is not None:
-            chosen.append(f"{key}={value_text(value)}")
+    combined, notes = combine_overrides(data, overrides, teachers)
+    for note in notes:
+        echo(f"note: {note}", err=True)
     allow_typed_code(overrides)
-    return [*overrides, *chosen]
-
-
-def allow_typed_code(overrides: Sequence[str]) -> None:
-    """Allow the code of the user's own networks that `--set student.network=FILE.py:NAME` names."""
-    from networks.network_catalogue import is_own
-
-    for key, _, value in (text.partition("=") for text in overrides):
-        network = value.strip().strip("\"'")
-        if key.strip() in ("student.network", "teacher.network") and is_own(network):
-            from networks import user_code
-
-            user_code.allow(network)
+    return combined
 
 
 def resolve(
@@ -138,21 +114,9 @@ def finish(
         explain_interruption(folder, resume_hint),
     ):  # before the imports, which take seconds
         with loading_libraries():
-            from distill.training.run import TrainingRequest
+            from distill.training.run import request_training
 
-        replaced = resolved.replaced.get(role)
-        notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
-        request = TrainingRequest(
-            role,
-            resolved.recipe,
-            resolved.name,
-            folder.path,
-            resume,
-            stop,
-            resolved.origins,
-            notes,
-        )
-        follow(request, folder, trackers)
+        follow(request_training(role, resolved, folder.path, resume, stop), folder, trackers)
 
 
 def follow(

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
@@ -40,11 +41,22 @@ def evaluation_accelerator() -> Accelerator:
     return _create_accelerator("no", 1)
 
 
+@explain_launcher_variables()
+def evaluation_device() -> torch.device:
+    """Return the device of `evaluation_accelerator` without creating an Accelerator.
+
+    A training that is going on in this process keeps its own. Raises UserError if the environment
+    variables of a launcher are invalid.
+    """
+    _set_up_float32()
+    device: torch.device = PartialState(cpu=_is_on_cpu()).device
+    return device
+
+
 def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
-    if _is_on_cpu():
-        keep_freed_memory()
-    # Otherwise NVIDIA GPUs compute float32 convolutions in TF32, which has fewer bits.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _set_up_float32()
+    if AcceleratorState._shared_state.get("_mixed_precision") != mixed_precision:
+        AcceleratorState._reset_state()  # accelerate refuses another precision in one process
     accelerator = Accelerator(
         cpu=_is_on_cpu(),
         mixed_precision=mixed_precision,
@@ -55,6 +67,13 @@ def _create_accelerator(mixed_precision: str, accumulate: int) -> Accelerator:
     )
     torch.zeros(1, device=accelerator.device).item()  # raises if the device cannot be used
     return accelerator
+
+
+def _set_up_float32() -> None:
+    if _is_on_cpu():
+        keep_freed_memory()
+    # Otherwise NVIDIA GPUs compute float32 convolutions in TF32, which has fewer bits.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _is_on_cpu() -> bool:

@@ -32,14 +32,16 @@ def predict(
     batch: int = BATCH,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return logits float32 [N, C], on the device, for uint8 images [N, 3, H, W].
+    """Return logits float32 [N, C], on the device, for images [N, 3, H, W].
 
-    `forward`: maps float32 images [b, 3, H, W] in [0, 1] to logits [b, C]. `batch`: images per
-    forward pass. `between` is called after each forward pass, and may raise an exception to stop.
+    `images`: uint8, or float32 in [0, 1]. `forward`: maps float32 images [b, 3, H, W] in [0, 1] to
+    logits [b, C]. `batch`: images per forward pass. `between` is called after each forward pass,
+    and may raise an exception to stop.
     """
     chunks = []
     for chunk in images.split(batch):
-        floats = to_float(chunk.to(device).to(memory_format=torch.channels_last))
+        pixels = chunk.to(device).to(memory_format=torch.channels_last)
+        floats = pixels if pixels.is_floating_point() else to_float(pixels)
         chunks.append(forward(floats).float())
         between()
     return torch.cat(chunks)

@@ -16,6 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from distill.errors import UserError
+from distill.files.escape_text import is_utf8
 from distill.files.regular_file import InvalidFile, content_of
 from distill.recipe.schema import foreign_keys
 from distill.recipe.validation import Values, shorten, switches, value_text
@@ -370,6 +372,31 @@ def override_of(key: str, overrides: Sequence[str]) -> str | None:
             if isinstance(values, dict) and name in values:
                 return text
     return None
+
+
+def combine_overrides(
+    data: str | None, overrides: Sequence[str], teachers: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Return the `key=value` overrides of the options `--set`, `--data` and `--teacher`, and notes.
+
+    If `--set` sets the key of another option too, that option is not used, and a note says so.
+    Raises UserError for a path that is not UTF-8, which recipe.toml cannot contain.
+    """
+    for path in filter(None, [data, *(teachers or [])]):
+        if not is_utf8(path):
+            raise UserError(
+                f"the name of {path} is not UTF-8, so recipe.toml cannot contain it.\n"
+                "Rename the folder, or give a link to it with another name."
+            )
+    chosen, notes = [], []
+    options = {"--data": ("data.source", data), "--teacher": ("teacher.runs", teachers or None)}
+    for option, (key, value) in options.items():
+        override = override_of(key, overrides)
+        if value is not None and override is not None:
+            notes.append(f"--set {override} overrides {option}, which is not used")
+        elif value is not None:
+            chosen.append(f"{key}={value_text(value)}")
+    return [*overrides, *chosen], notes
 
 
 def _conflicting_overrides(layers: Sequence[Layer]) -> Iterator[str]:

@@ -14,7 +14,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 
 from distill.components.build_accelerator import build_accelerator
 from distill.components.build_network import build_network
@@ -179,7 +178,6 @@ def _build_state(
     recipe: Recipe, role: Role, teacher: Recipe | None, images: ImageSet
 ) -> TrainState:
     """Build a state of the recipe that is never saved, with small batches and no teacher cache."""
-    AcceleratorState._reset_state()  # allows another precision than the previous recipe's
     small = _with_batch_size(recipe, FIRST_BATCH)
     accel = build_accelerator(small)
     frozen = None

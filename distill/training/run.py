@@ -35,7 +35,7 @@ from distill.metrics import measures
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipes
-from distill.recipe.recipes import Recipe
+from distill.recipe.recipes import Recipe, ResolvedRecipe
 from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs import check_runs_match, lock, read_predictions, run_folder
 from distill.runs.lock import LockHolder
@@ -78,6 +78,22 @@ class TrainingRequest:
     notes: tuple[str, ...] = ()  # for the user, on the recipe
     is_tested: bool = True  # whether to measure the test split at the end; False in a sweep's trial
     ends_early: bool = False  # whether to finish with the weights so far instead of training on
+
+
+def request_training(
+    role: Role,
+    resolved: ResolvedRecipe,
+    out: Path,
+    resume: bool = False,
+    stop: StopSignal | None = None,
+) -> TrainingRequest:
+    """Return the request to train a resolved recipe in the run folder `out`, with its notes."""
+    replaced = resolved.replaced.get(role)
+    notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
+    stop = stop or StopSignal()
+    return TrainingRequest(
+        role, resolved.recipe, resolved.name, out, resume, stop, resolved.origins, notes
+    )
 
 
 @dataclass(frozen=True)
