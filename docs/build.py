@@ -46,14 +46,22 @@ GROUPED = {
         r"huggingface|onnx_\w+|predictions_csv|project1|torch_export",
         "one file per export format",
     ),
-    "distill/losses": (r"(?!(at_least_float32|gather|objective|sizes)$).*", "one file per loss"),
+    "distill/losses": (r"(?!(at_least_float32|gather|objective|resize_feature_maps)$).*", "one file per loss"),
+    "distill/evaluation": (
+        r"check_measured_again|write_results",
+        "write a run's predictions and results, and check them against a second measurement",
+    ),
     "distill/recipe": (
         r"schema|loss_schema|recipe_json_schema",
         "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
     ),
     "distill/runs": (
-        r"check_result|check_same_run",
+        r"check_result|check_runs_match",
         "check that a result fits its run, and that runs belong together",
+    ),
+    "distill/training": (
+        r"check_machine|memory_need",
+        "check that this machine can train: libraries, device, disk, and enough memory",
     ),
     "distill/models": (
         r"safetensors_files|torch_files",
