@@ -46,7 +46,10 @@ GROUPED = {
         r"huggingface|onnx_\w+|predictions_csv|project1|torch_export",
         "one file per export format",
     ),
-    "distill/losses": (r"(?!(at_least_float32|gather|objective|resize_feature_maps)$).*", "one file per loss"),
+    "distill/losses": (
+        r"(?!(at_least_float32|gather|objective|resize_feature_maps)$).*",
+        "one file per loss",
+    ),
     "distill/evaluation": (
         r"check_measured_again|write_results",
         "write a run's predictions and results, and check them against a second measurement",
