@@ -12,7 +12,7 @@ from rich.text import Text
 
 from distill.files.escape_text import visible
 from distill.format import UNKNOWN, grouped
-from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
+from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps, toml_of
 from distill.terminal.table_style import GAP, blank_table
 
 BESIDE = {  # notes beside a folder's name
@@ -39,6 +39,11 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
 def recipe_origins(resolved: ResolvedRecipe) -> Text:
     """Return the resolved recipe as TOML, each value followed by the file that set it."""
     return Text(annotated(dumps(resolved.recipe), resolved.origins))
+
+
+def tables_with_origins(tables: Mapping[str, Any], origins: Mapping[str, str]) -> Text:
+    """Return an ingredient's tables as TOML, each value followed by the file that set it."""
+    return Text(annotated(toml_of(dict(tables)), origins))
 
 
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
