@@ -70,11 +70,13 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _operations(pipeline: str) -> str:
-    """Return the active operations of an augmentation pipeline: `Crop(padding=4) Flip(prob=0.5)`.
+    """Return the active operations of an augmentation pipeline: `crop padding 4; flip prob 0.5`.
 
-    `pipeline`: the repr of the pipeline object.
+    `pipeline`: the repr of the pipeline object, such as `Pipeline(crop=Crop(padding=4), …)`.
     """
-    return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
+    found = re.findall(r"([A-Z]\w*)\(([^()]*)\)", pipeline.partition("(")[2])
+    texts = (f"{name.lower()} {keys.replace('=', ' ')}".strip() for name, keys in found)
+    return "; ".join(texts) or pipeline
 
 
 def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:

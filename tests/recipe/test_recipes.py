@@ -469,7 +469,7 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
         ("kd+crd_protocol+published_crd_kd", "teacher_wrn+crd_protocol"),
         ("mine", "teacher_wrn"),
         ("kd_cutmix+teacher_wrn", "teacher_wrn"),
-        ("kd+teacher_wrn+two_cores", "teacher_wrn+two_cores"),
+        ("kd+teacher_wrn+ema", "teacher_wrn+ema"),
     ],
 )
 def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
@@ -523,8 +523,9 @@ def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
 
 def test_set_replaces_the_network_without_a_note() -> None:
     noted = recipes.load("kd_cutmix+two_cores").replaced
-    assert noted["teacher"].startswith("two_cores replaces the network of kd_cutmix: ")
-    assert "teacher" not in recipes.load("kd_cutmix+two_cores", ["teacher.network=vgg8"]).replaced
+    assert noted["student"].startswith("two_cores replaces the network of kd_cutmix: ")
+    typed = ["student.network=resnet20"]
+    assert recipes.load("kd_cutmix+two_cores", typed).replaced == {}
 
 
 def test_malformed_override_hides_no_other_fault() -> None:
