@@ -77,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The command without paths of this machine."""
+        """The command without paths of this machine, for files of results."""
         name = {str(path): path.name for path in (self.out, self.teacher) if path}
         if self.data:
             name[self.data] = Path(self.data).name
@@ -478,7 +478,7 @@ def main(words: Sequence[str] | None = None) -> None:
             return
         planned = plan(published_cells.parse(given.cell), given)
         if given.dry_run:
-            print("\n".join(run.shown for run in planned.runs))
+            print("\n".join(shlex.join(["python", *run.typed[1:]]) for run in planned.runs))
             return
         content = None
         for _ in carried_out(planned, given.workers):

@@ -58,6 +58,10 @@ GROUPED = {
         r"schema|loss_schema|recipe_json_schema",
         "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
     ),
+    "distill/models": (
+        r"foreign_weights|recognise_network",
+        "read weights that another program saved, and find the network that they belong to",
+    ),
     "distill/runs": (
         r"check_result|check_runs_match",
         "check that a result fits its run, and that runs belong together",

@@ -31,6 +31,10 @@ N_CLASSES = ("classes", "num_classes", "n_classes")  # names of the argument, th
 _typed: set[str] = set()  # files and modules typed on the command line
 
 
+class CodeNotAllowed(UserError):
+    """The user has not allowed a network's code to be run."""
+
+
 class Source(NamedTuple):
     """The file with the code of a network, and its content."""
 
@@ -134,7 +138,7 @@ def _check_allowed(code: str) -> None:
     variable = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
     if _file_or_module(code) in _typed | set(map(_file_or_module, variable)):
         return
-    raise UserError(
+    raise CodeNotAllowed(
         f"the network is defined by the code of {code}, which would be run.\n"
         f"Read it; if you trust it, type {VARIABLE}={code} before the command."
     )

@@ -206,6 +206,8 @@ def recipes(
         )
     elif name is None:
         _print_list(as_json)
+    elif (found := recipes.ingredient(name, set_)) is not None:
+        _print_ingredient(name, *found, as_json)
     else:
         _print_recipe(recipes.load(name, set_), as_json)
 
@@ -222,6 +224,20 @@ def _print_list(as_json: bool) -> None:
         echo_json([dict(zip(keys, row, strict=True)) for row in rows])
     else:
         stdout().print(recipe_table(shipped))
+
+
+def _print_ingredient(
+    name: str, tables: dict[str, Any], origins: Mapping[str, str], as_json: bool
+) -> None:
+    """Print an ingredient's own keys as TOML with origins, or as JSON; how to use it to stderr."""
+    if as_json:
+        echo_json(tables)
+    else:
+        from distill.terminal.recipe_and_cache_tables import tables_with_origins
+
+        stdout().print(tables_with_origins(tables, origins), highlight=False, soft_wrap=True)
+    part = Path(name).stem
+    echo(f"note: {part} is an ingredient, to be composed with a recipe: kd+{part}", err=True)
 
 
 def _print_recipe(resolved: "ResolvedRecipe", as_json: bool) -> None:

@@ -134,6 +134,11 @@ def predict(
     from distill.runs import run_folder
 
     folder = run_folder.open_finished(run)  # before torch is imported, which takes seconds
+    if probabilities and labels is LabelStyle.NAMES:
+        raise UserError(
+            "--labels names is for the column Labels, which --probabilities replaces by a column "
+            "for each class, headed by its name.\nLeave one of the two out."
+        )
     with loading_libraries():
         from distill.export import predictions_csv
         from distill.training.run import process_group
@@ -141,13 +146,15 @@ def predict(
     from distill.terminal.recipe_and_cache_tables import class_counts
 
     predictions_csv.check_out(out, source)
+    is_replaced = out.exists()
     with process_group(), ProgressDisplay(stderr()) as display:
         predictions = predictions_csv.predict(
             folder, source, mirror=mirror, progress=display.progress
         )
     is_named = labels is LabelStyle.NAMES
     by_number = None if is_named else predictions_csv.numeric_names_note(predictions.class_names)
-    for note in filter(None, [*predictions.notes, by_number]):
+    replaced = f"{out} existed and is replaced" if is_replaced else None
+    for note in filter(None, [*predictions.notes, by_number, replaced]):
         echo(f"note: {note}", err=True)
     if is_main():
         predictions_csv.write(predictions, out, probabilities=probabilities, names=is_named)

@@ -94,7 +94,7 @@ def _build_term(name: str, term: Term, facts: dict[str, Any]) -> LossTerm:
 def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.Module) -> list[str]:
     """Return the names of the feature maps that the recipe's loss terms read from a network.
 
-    Raises UnsuitableRecipe, naming the maps that exist, if the network does not have one of them.
+    Raises UnsuitableRecipe, naming the maps that exist once, if the network lacks some of them.
     """
     points = tap_points(net)
     needed = [
@@ -103,10 +103,11 @@ def required_taps(recipe: Recipe, role: Literal["student", "teacher"], net: nn.M
         for key, tap in taps(term, role)
     ]
     faults = [
-        f'{key}: "{tap}" is not a feature map of the {role}; allowed: {listed(points) or "none"}'
+        f'{key}: "{tap}" is not a feature map of the {role}'
         for key, tap in needed
         if tap not in points
     ]
     if faults:
-        raise UnsuitableRecipe("\n".join(faults))
+        allowed = f"; allowed: {listed(points) or 'none'}"
+        raise UnsuitableRecipe("\n".join(faults) + allowed)
     return list(dict.fromkeys(tap for _, tap in needed))

@@ -73,6 +73,13 @@ def _check(
     left: Sequence[int],
     used: Sequence[int],
 ) -> None:
+    if sum(used) > sum(left) > 0:
+        raise UserError(
+            f"data.train_images = {sum(used)} is more than the {sum(left):,} images that are left "
+            f"to train on: of {sum(held) + sum(left):,} images {sum(held):,} are held out "
+            f"(data.holdout = {holdout}).\n"
+            f"Type --set data.train_images={sum(left)} or less, or leave it out for all."
+        )
     faults = []
     for name, n_held, n_left, n_used in zip(class_names, held, left, used, strict=True):
         total = counted(n_held + n_left, "image")

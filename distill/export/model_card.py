@@ -19,10 +19,10 @@ from distill.recipe.schema import Teacher
 from distill.runs import check_runs_match, commands_to_repeat, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
-# Works in the root of this project's checkout, or with that folder on PYTHONPATH.
+# Works in the root of this project's checkout, and in any folder if it is installed.
 CHECKOUT = (
-    "The second import is Understudy's: it works in the root of its checkout, and from any other "
-    "folder if Python is started with `PYTHONPATH=CHECKOUT`, the path of that root.\n\n"
+    "The second import is Understudy's: it works in the root of its checkout, and in any folder "
+    "once it is installed: `pip install -e CHECKOUT`, the path of that root.\n\n"
 )
 IMPORT = "import distill.export.timm_registration  # registers this network with timm"
 CITATION = Path(__file__).parents[2] / "CITATION.cff"

@@ -4,7 +4,7 @@
     import distill.export.timm_registration
     net = timm.create_model("local-dir:DIR", pretrained=True)
 
-Outside the checkout, start Python with PYTHONPATH=CHECKOUT; nothing else is needed.
+Outside the checkout, install it: pip install -e CHECKOUT.
 The networks take images in [0, 1] and normalise them themselves. A timm transform for them must
 therefore use mean 0 and std 1, which their config contains.
 """

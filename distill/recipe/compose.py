@@ -109,6 +109,7 @@ class Composition:
     `describing_origins`: the files whose [about] table describes the composed recipe itself, not
     only one of its parts; and "--set".
     `faults`: a message for each file or --set that could not be read.
+    `has_all_files`: whether every file could be read.
     `networks`: for each part of a+b+c, its name and the tables [teacher] and [student] after the
     part was merged.
     `idle`: the keys of each `--set KEY=false` that found no table to remove.
@@ -119,6 +120,7 @@ class Composition:
     name: str
     describing_origins: frozenset[str]
     faults: list[str]
+    has_all_files: bool
     networks: list[tuple[str, Values]]
     idle: list[str]
 
@@ -144,6 +146,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     except _TooLarge as fault:
         values, origins, networks = {}, {}, []
         faults = [f"{shorten(spec)} {fault}"]
+    has_all_files = not faults
     chosen = list(_override_layers(overrides, faults))
     faults += _conflicting_overrides(chosen)
     idle: list[str] = []
@@ -153,7 +156,7 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     name = "+".join(map(_name_of, parts))
     own = {OVERRIDE, *(file.origin for file in last[-1:] if len(parts) == 1)}
     faults = list(dict.fromkeys(faults))
-    return Composition(values, origins, name, frozenset(own), faults, networks, idle)
+    return Composition(values, origins, name, frozenset(own), faults, has_all_files, networks, idle)
 
 
 def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:

@@ -249,6 +249,7 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
     if described is None:
         return  # its taps are known when it is built
     allowed = described.taps
+    listed = f"; allowed: {', '.join(allowed)}"  # by the first fault only
     for name, term in loss.terms().items():
         for key, tap in taps(term, "student"):
             if tap not in allowed and not is_chosen_later(term, key, tap):
@@ -258,10 +259,9 @@ def student_taps_exist(loss: Losses, student: Student) -> Iterator[Fault]:
                     if tap == "projector" and is_described_by_design(student)
                     else did_you_mean(*get_close_matches(tap, allowed, n=1))
                 )
-                problem = (
-                    f"is not a feature map of the student; allowed: {', '.join(allowed)}{hint}"
-                )
+                problem = f"is not a feature map of the student{listed}{hint}"
                 yield Fault(f"loss.{name}.{key}", tap, problem)
+                listed = ""
 
 
 def maps_have_positions(loss: Losses) -> Iterator[Fault]:
@@ -479,7 +479,8 @@ def floor_is_below_the_peak(optim: Optim) -> Iterator[Fault]:
 def warmup_ends(optim: Optim, train: Train) -> Iterator[Fault]:
     """Check that the warmup of the learning rate ends before the training does."""
     if train.epochs is not None and optim.warmup_epochs >= train.epochs:
-        problem = f"does not end before train.epochs = {train.epochs}; allowed: less than that"
+        problem = f"does not end before train.epochs = {train.epochs}; type for example "
+        problem += f"--set optim.warmup_epochs={train.epochs / 10:g}"
         yield Fault("optim.warmup_epochs", optim.warmup_epochs, problem)
 
 

@@ -26,7 +26,7 @@ from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipp
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import DEFAULT_SIZE, About, Recipe, Student, Teacher
-from distill.recipe.validation import Values, check, keys, shorten, value_text
+from distill.recipe.validation import Values, check, keys, shorten, switches, value_text
 from students.design import Design
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
@@ -202,11 +202,28 @@ def dumps(recipe: Recipe, without: Mapping[str, Any] | None = None) -> str:
 
     `without`: more tables and keys to leave out, `{"about": True, "data": {"source": True}}`.
     """
-    text = tomli_w.dumps(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
+    return toml_of(recipe.model_dump(exclude_none=True, exclude=dict(without or {})))
+
+
+def toml_of(tables: Values) -> str:
+    """Return tables as TOML, each list on one line."""
+    text = tomli_w.dumps(tables)
     # tomli-w writes each element of a list on its own line; strings contain no line breaks.
     for spread, inline in ((r",\n *\]", "]"), (r",\n +", ", "), (r"\[\n +", "[")):
         text = re.sub(spread, inline, text)
     return text
+
+
+def of_run(recipe: Recipe) -> str:
+    """Return the recipe.toml of a new run: `dumps`, with a comment if its teachers are runs."""
+    text = dumps(recipe)
+    if recipe.teacher is None or not recipe.teacher.runs:
+        return text
+    read = ", ".join(sorted(TEACHING))
+    return text.replace(
+        "\n[teacher]\n",
+        f"\n[teacher]  # only {read} are read: the networks are those of the runs\n",
+    )
 
 
 def annotated(text: str, origins: Mapping[str, str]) -> str:
@@ -308,14 +325,29 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
     """List the keys outside [about] whose values differ, with the origin of each value.
 
-    For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`.
+    For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`. Keys at their defaults in a
+    table that the other recipe lacks are left out.
     """
     first, second = values(a.recipe), values(b.recipe)
     return [
         f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
         for key in dict.fromkeys([*first, *second])
         if first.get(key) != second.get(key)
+        and not is_default_of_absent_table(key, a.recipe, b.recipe)
     ]
+
+
+def is_default_of_absent_table(key: str, a: Recipe, b: Recipe) -> bool:
+    """Whether one of two recipes lacks the key's whole table, and the other has the key's default.
+
+    False for all keys of a table that has defaults alone: they show that the table is there.
+    """
+    table = f"{key.rpartition('.')[0]}."
+    inside = [any(name.startswith(table) for name in values(each)) for each in (a, b)]
+    if table[:-1] not in switches() or all(inside):
+        return False
+    changed = changed_values(a if inside[0] else b)
+    return key not in changed and any(name.startswith(table) for name in changed)
 
 
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
@@ -332,6 +364,18 @@ def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
     if faults:
         raise RecipeError(spec, faults)
     return f"{spec}: no faults; an ingredient, to be composed with a recipe: kd+{Path(spec).stem}"
+
+
+def ingredient(spec: str, overrides: Sequence[str] = ()) -> tuple[Values, dict[str, str]] | None:
+    """Return the tables of an ingredient and the origin of each key; None for another recipe.
+
+    Raises RecipeError with every fault.
+    """
+    if not _is_ingredient(spec):
+        return None
+    check_report(spec, overrides)
+    composed = compose(spec, overrides)
+    return composed.values, composed.origins
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
@@ -423,12 +467,24 @@ def teacher_for(name: str) -> str:
     """
     first, *ingredients = name.split("+")
     ingredients = [each for each in ingredients if not _adds_teacher_term(each)]
+    teachers = [each for each in ingredients if _is_teacher_recipe(each)]
     note = ""
     with suppress(RecipeError):
         note = load(first).recipe.about.teacher
     base, _, options = (note if note not in ("", "none") else "teacher_wrn").partition(" ")
+    if teachers:  # the recipe names its teacher's itself
+        base, options = teachers[-1], ""
+        ingredients = [each for each in ingredients if each not in teachers]
     more = (_teacher_options(base, ingredient) for ingredient in ingredients)
     return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
+
+
+def _is_teacher_recipe(part: str) -> bool:
+    """Whether a shipped recipe is a whole one for train-teacher, such as `teacher_wrn`."""
+    with suppress(RecipeError):
+        recipe = load(part).recipe
+        return recipe.teacher is not None and recipe.student is None and not has_teacher(recipe)
+    return False
 
 
 def _adds_teacher_term(ingredient: str) -> bool:
@@ -503,7 +559,7 @@ def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
 
 def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> ResolvedRecipe:
     composed = compose(spec, overrides)
-    recipe, faults = check(composed.values, rules, whole=not composed.faults)
+    recipe, faults = check(composed.values, rules, whole=composed.has_all_files)
     if recipe is None or faults or composed.faults:
         lines = [*composed.faults, *_lines(spec, faults, composed.origins)]
         if _is_ingredient(spec):
@@ -520,7 +576,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     recipe = recipe.model_copy(update={"about": About(**about)})
     all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
     idle = tuple(_removes_nothing_note(key, recipe) for key in dict.fromkeys(composed.idle))
-    replaced = dict(_replaced(composed.networks))
+    replaced = dict(_replaced(composed.networks, composed.values))
     return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
 
 
@@ -532,12 +588,15 @@ def _removes_nothing_note(key: str, recipe: Recipe) -> str:
     return f"--set {key}=false removes nothing: {reason}"
 
 
-def _replaced(networks: Sequence[tuple[str, Values]]) -> Iterator[tuple[str, str]]:
-    """Yield (table, note) for each network that a later part of a+b+c replaces."""
+def _replaced(networks: Sequence[tuple[str, Values]], values: Values) -> Iterator[tuple[str, str]]:
+    """Yield (table, note) for each network that a later part of a+b+c replaces.
+
+    `values`: the merged tables. There is no note on a network that a --set replaces in turn.
+    """
     for i, ((_, before), (part, after)) in enumerate(pairwise(networks), start=1):
         for table in before.keys() & after.keys():
             old, new = _network_name(table, before[table]), _network_name(table, after[table])
-            if old and new and old != new:
+            if old and new and old != new and new == _network_name(table, values[table]):
                 earlier = "+".join(name for name, _ in networks[:i])
                 yield table, f"{part} replaces the network of {earlier}: {old} -> {new}"
 

@@ -124,11 +124,15 @@ def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Yield the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
 
     For two students the keys in [teacher] that describe a network are left out: a student's run
-    loads its teachers from `teacher.runs` and does not read them.
+    loads its teachers from `teacher.runs` and does not read them. So are keys at their defaults in
+    a table that the other recipe lacks.
     """
     are_students = {a.result()["role"], b.result()["role"]} == {"student"}
-    for line in recipes.differences(recipes.read(a.recipe), recipes.read(b.recipe)):
+    first, second = recipes.read(a.recipe), recipes.read(b.recipe)
+    for line in recipes.differences(first, second):
         key = line.partition(":")[0]
+        if recipes.is_default_of_absent_table(key, first, second):
+            continue
         table, _, name = key.partition(".")
         if not (are_students and table == "teacher" and name not in recipes.TEACHING):
             yield line

@@ -452,7 +452,7 @@ def _suggestions(path: Path) -> str:
     listed = inside or [run for name in similar for run in names if names[run] == name] or [*names]
     if not listed:
         return f"There are no runs in {path.parent}."
-    return f"Runs there are: {', '.join([*dict.fromkeys(listed)][:5])}."
+    return f"Give one of these runs: {', '.join([*dict.fromkeys(listed)][:5])}."
 
 
 def unfinished_in(folder: Path) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from distill.components.build_network import load_trained_and_sha256
 from distill.components.data_pipeline import TrainValSplit, split_images, split_indices
 from distill.components.fingerprints import identity
@@ -16,7 +18,7 @@ from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Student, Teacher
 from distill.recipe.validation import value_text
-from distill.runs import check_runs_match
+from distill.runs import check_runs_match, run_folder
 from distill.runs.run_folder import (
     RunFolder,
     newest_runs_in,
@@ -27,6 +29,7 @@ from distill.runs.run_folder import (
 from distill.teacher import best_teacher
 from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
+from networks.user_code import CodeNotAllowed
 
 MOST_LISTED = 10  # runs in a message
 RETRAIN = "train one on this data: python cli.py train-teacher --recipe teacher_wrn --data …"
@@ -91,7 +94,11 @@ def _choose_teacher(
         return best_teacher.choose_best(
             found, 0 if split.held_out is None else len(split.held_out.labels)
         )
-    passed = [f"\n{run.path} is passed over: {reason}" for run, reason in reasons.items() if reason]
+    passed = [
+        f"\n{run.path} is passed over: {reason.removeprefix(f'teacher {run.path} ')}"
+        for run, reason in reasons.items()
+        if reason
+    ]
     more = [f"\nand {len(passed) - MOST_LISTED} more"] if len(passed) > MOST_LISTED else []
     raise UserError(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
@@ -105,11 +112,13 @@ def _choose_teacher(
 def _reason_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> str | None:
     """Return why a run cannot be the teacher; None if it can.
 
-    Empty if it is unfinished or a student.
+    Empty for a student. An unfinished run has a role from its first checkpoint on.
     """
     try:
-        if not run.is_finished or run.role != "teacher":
+        if (run.role if run.is_finished else run_folder.role_begun(run)) != "teacher":
             return ""
+        if not run.is_finished:
+            return "it is not finished; finish it with its own command and --resume"
         run.check_result()
         reasons = _reasons_against(run, images, split)
         return reasons[0].removesuffix(f"; {RETRAIN}") if reasons else None
@@ -162,8 +171,21 @@ def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> Froz
         raise UserError("\n".join(faults))
     if not runs:
         return None
-    nets, digests = zip(*map(load_trained_and_sha256, runs), strict=True)
+    nets, digests = zip(*map(_load, runs), strict=True)
     return FrozenTeacher(combine_teachers(recipe, nets), "+".join(digests))
+
+
+def _load(run: RunFolder) -> tuple[nn.Module, str]:
+    """Load a teacher's network and the sha256 of its weights.
+
+    Raises UserError, naming the run, if its code may not be run.
+    """
+    try:
+        return load_trained_and_sha256(run)
+    except CodeNotAllowed as fault:
+        raise UserError(
+            f"teacher {run.path}: {fault}\nOr name another teacher with --teacher OTHER."
+        ) from fault
 
 
 def _open_run(run: RunFolder) -> RunFolder:
@@ -309,6 +331,6 @@ def _held_out_overlap(run: RunFolder, images: ImageSet, held_out: ImageSet) -> l
     return [
         f"teacher {run.path} was trained on {len(seen):,} of the "
         f"{counted(len(held_out.labels), 'image')} that this run holds out and selects the best "
-        "epoch on.\n"
+        f"epoch on: it held out {len(teacher_held_out):,} images.\n"
         f"Type --set data.holdout={teacher_recipe.data.holdout}, the teacher's own, or take another"
     ]

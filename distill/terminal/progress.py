@@ -374,10 +374,15 @@ def losses_text(metrics: Mapping[str, float]) -> str:
     start = loss_name("")
     terms = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
     total = terms.pop(TOTAL, None)
-    of_terms = ", ".join(f"{term} {value:.2f}" for term, value in terms.items())
-    return f"loss {UNKNOWN if total is None else f'{total:.3f}'}" + (
+    of_terms = ", ".join(f"{term} {loss_number(value, 2)}" for term, value in terms.items())
+    return f"loss {UNKNOWN if total is None else loss_number(total, 3)}" + (
         f" ({of_terms})" if of_terms else ""
     )
+
+
+def loss_number(value: float, digits: int) -> str:
+    """Format a loss with `digits` decimals, a small one with `digits` significant digits."""
+    return f"{value:.{digits}{'g' if 0 < abs(value) < 0.1 else 'f'}}"
 
 
 def accuracy_texts(metrics: Mapping[str, float]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from distill.files.escape_text import visible
 from distill.format import UNKNOWN, grouped
-from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps
+from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps, toml_of
 from distill.terminal.table_style import GAP, blank_table
 
 BESIDE = {  # notes beside a folder's name
@@ -41,6 +41,11 @@ def recipe_origins(resolved: ResolvedRecipe) -> Text:
     return Text(annotated(dumps(resolved.recipe), resolved.origins))
 
 
+def tables_with_origins(tables: Mapping[str, Any], origins: Mapping[str, str]) -> Text:
+    """Return an ingredient's tables as TOML, each value followed by the file that set it."""
+    return Text(annotated(toml_of(dict(tables)), origins))
+
+
 def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the cached teacher logits, one row per cache entry."""
     table = blank_table()
@@ -65,11 +70,13 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _operations(pipeline: str) -> str:
-    """Return the active operations of an augmentation pipeline: `Crop(padding=4) Flip(prob=0.5)`.
+    """Return the active operations of an augmentation pipeline: `crop padding 4; flip prob 0.5`.
 
-    `pipeline`: the repr of the pipeline object.
+    `pipeline`: the repr of the pipeline object, such as `Pipeline(crop=Crop(padding=4), …)`.
     """
-    return " ".join(re.findall(r"[A-Z]\w*\([^()]*\)", pipeline.partition("(")[2])) or pipeline
+    found = re.findall(r"([A-Z]\w*)\(([^()]*)\)", pipeline.partition("(")[2])
+    texts = (f"{name.lower()} {keys.replace('=', ' ')}".strip() for name, keys in found)
+    return "; ".join(texts) or pipeline
 
 
 def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -101,7 +101,7 @@ def fold_trials(
 def runs_table(
     runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """Show a row of at most two lines for each run, and the faults of damaged runs below.
+    """Show a row of at most two lines for each run; below, faults of damaged runs and long names.
 
     `folder`: names of runs are shown relative to it. `width`: characters of the terminal. `now`:
     seconds since 1970. Trials are left out as by `fold_trials`, and so is the column of the data
@@ -131,11 +131,13 @@ def runs_table(
         for run, (name, *_) in zip(runs, names, strict=True)
         if run.fault
     ]
+    cut = [name for name, *_ in names if "…" in wrap_name(name, widths[0])]
+    in_full = [Text(f"in full: {name}", "dim") for name in cut]
     same = runs[0].data if len(sources) == 1 else None
     legend = LEGEND if same is None else f"{LEGEND}; data: {visible(same)}"
     if any(map(_is_unverified, runs)):
         legend = f"{legend}\n{UNVERIFIED}: {NOT_VERIFIED}"
-    return Group(table, *faults, Text(legend, "dim"))
+    return Group(table, *faults, Text(legend, "dim"), *in_full)
 
 
 def _is_unverified(run: RunListing) -> bool:

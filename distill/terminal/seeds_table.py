@@ -1,6 +1,6 @@
 """Terminal table of runs with several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,9 +28,10 @@ def seeds_table(summary: Figures) -> RenderableType:
         comparison = [] if control is None else [percent_number(control), points(own - control)]
         table.add_row(str(seed), percent_number(own), *comparison)
     table.add_section()
-    spreads = [summary[name] for name in ("top1", "control", "difference") if name in summary]
-    table.add_row("mean ± std", *map(mean_text, spreads), style="bold")
-    table.add_row("95 % of the mean", *map(interval_text, spreads))
+    shown = {"top1": percent_number, "control": percent_number, "difference": points}
+    spreads = [(summary[name], show) for name, show in shown.items() if name in summary]
+    table.add_row("mean ± std", *(mean_text(*each) for each in spreads), style="bold")
+    table.add_row("95 % interval of the mean", *(interval_text(*each) for each in spreads))
     return Group(table, Text(finding_text(summary)))
 
 
@@ -53,13 +54,12 @@ def finding_text(summary: Figures) -> str:
     )
 
 
-def mean_text(spread: Figures) -> str:
-    """Format a mean and its standard deviation in percent: `71.46 ± 0.60`."""
-    return f"{percent_number(spread['mean'])} ± {percent_number(spread['std'] or 0)}"
+def mean_text(spread: Figures, show: Callable[[float], str]) -> str:
+    """Format a mean and its standard deviation: `71.46 ± 0.60`; the mean alone of one seed."""
+    mean, std = show(spread["mean"]), spread["std"]
+    return mean if std is None else f"{mean} ± {percent_number(std)}"
 
 
-def interval_text(spread: Figures) -> str:
-    """Format an interval in percent: `[69.97, 72.95]`."""
-    if spread["interval"] is None:
-        return UNKNOWN
-    return bracketed(spread["interval"], percent_number)
+def interval_text(spread: Figures, show: Callable[[float], str]) -> str:
+    """Format an interval: `[69.97, 72.95]`, that of a difference `[+5.60, +7.40]`."""
+    return UNKNOWN if spread["interval"] is None else bracketed(spread["interval"], show)

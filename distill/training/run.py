@@ -238,7 +238,7 @@ def _prepare(
     accel.wait_for_everyone()  # all have read the folder before it is written
     # The files of a run that ends early describe its training, not the command that ends it.
     if accel.is_main_process and not request.ends_early:
-        run_folder.write_text(folder.recipe, recipes.dumps(recipe))
+        run_folder.write_text(folder.recipe, recipes.of_run(recipe))
         described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
         described |= {"sources": hashes} if len(hashes) > 1 else {}
         run_folder.write_json(folder.environment, described)

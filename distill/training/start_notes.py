@@ -200,6 +200,9 @@ def _recipe_notes(
     recipe: Recipe, split: TrainValSplit, teacher_top1: float | None
 ) -> Iterator[str]:
     """Yield notes on the recipe's data, teacher and loss terms."""
+    for run in selection.named_teachers(recipe):
+        if run.is_finished and "imported" in run.result():
+            yield f"the teacher {run.path} was imported: another program trained its weights"
     is_resized = recipe.data.size is not None
     is_genuine = is_resized or split.fingerprint in load_data_set.GENUINE
     if recipe.data.source == "cifar10" and not is_genuine:

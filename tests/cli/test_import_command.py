@@ -43,7 +43,9 @@ def test_imported_teacher_distils_and_is_named(
     command = ["distill", "--recipe", "tiny", "--teacher", str(teacher), *options]
     held_out = run_cli(*command, "--out", str(student))
     assert held_out.code == 2 and "Type --set data.holdout=0" in held_out.err
-    assert run_cli(*command, "--set", "data.holdout=0", "--out", str(student)).code == 0
+    trained = run_cli(*command, "--set", "data.holdout=0", "--out", str(student))
+    assert trained.code == 0
+    assert f"note: the teacher {teacher} was imported: another program trained" in trained.err
     assert RunFolder(student).result()["teacher"]["imported"] == [str(teacher)]
     refused = run_cli("export", str(student), "--format", "project1", "--out", str(tmp_path / "x"))
     assert refused.code == 2 and f"the teacher {teacher} was imported" in refused.err

@@ -39,3 +39,16 @@ def test_contradictory_options_are_refused(run_cli: RunCli) -> None:
     result = run_cli("recipes", "--check", "kd", "--json")
     assert result.code == 2
     assert result.err == "--json prints the list or one recipe: type recipes NAME --json\n"
+
+
+def test_an_ingredient_is_printed(run_cli: RunCli) -> None:
+    result = run_cli("recipes", "cutmix", "--set", "mix.cutmix.prob=0.3")
+    assert result.code == 0
+    assert "[mix.cutmix]" in result.out and "[optim]" not in result.out
+    assert "prob = 0.3" in result.out and "# --set" in result.out
+    assert result.err == (
+        "note: cutmix is an ingredient, to be composed with a recipe: kd+cutmix\n"
+    )
+    result = run_cli("recipes", "cutmix", "--json")
+    assert result.code == 0 and json.loads(result.out).keys() == {"about", "mix"}
+    assert run_cli("recipes", "cutmix", "--set", "mix.cutmix.prob=3").code == 2

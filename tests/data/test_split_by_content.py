@@ -151,6 +151,16 @@ def test_too_few_training_images() -> None:
         split(some([20, 10]), holdout=0.1, train_images=24)
 
 
+def test_more_training_images_than_exist_is_one_fault() -> None:
+    with pytest.raises(UserError) as caught:
+        split(some([20, 20, 20]), holdout=0.1, train_images=60)
+    assert str(caught.value) == (
+        "data.train_images = 60 is more than the 54 images that are left to train on: of 60 images "
+        "6 are held out (data.holdout = 0.1).\n"
+        "Type --set data.train_images=54 or less, or leave it out for all."
+    )
+
+
 @pytest.mark.parametrize("n", [0, -5])
 def test_zero_training_images_are_refused(n: int) -> None:
     expected = r"class 'c0' has no training image: of 5 images 0 held out, 5 left.*, 0 requested"

@@ -105,11 +105,15 @@ def test_probabilities_have_a_column_a_class(
     saved: dict[str, np.ndarray],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "p.csv"
     out.write_text("something else, and longer than nothing")
     options = ["--input", kaggle, "--out", out, "--probabilities"]
+    assert predict(monkeypatch, distilled[0].path, *options, "--labels", "names") == 2
+    assert "--labels names is for the column Labels, which --probabi" in capsys.readouterr().err
     assert predict(monkeypatch, distilled[0].path, *options) == 0
+    assert f"note: {out} existed and is replaced" in capsys.readouterr().err
     header, *body = rows(out)
     assert header == ["ID", *distilled[0].result()["class_names"]]
     exponents = np.exp(saved["logits"].astype(np.float64))

@@ -468,6 +468,8 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
         ("crd_cifar100+published_at", "crd_cifar100_teacher"),
         ("kd+crd_protocol+published_crd_kd", "teacher_wrn+crd_protocol"),
         ("mine", "teacher_wrn"),
+        ("kd_cutmix+teacher_wrn", "teacher_wrn"),
+        ("kd+teacher_wrn+ema", "teacher_wrn+ema"),
     ],
 )
 def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
@@ -517,3 +519,27 @@ def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
             table[last] = {} if text == recipes.DEFAULTS else tomllib.loads(f"x = {text}")["x"]
         again = Recipe.model_validate(tables)
         assert recipes.differences(again, recipe) == [], name
+
+
+def test_set_replaces_the_network_without_a_note() -> None:
+    noted = recipes.load("kd_cutmix+two_cores").replaced
+    assert noted["student"].startswith("two_cores replaces the network of kd_cutmix: ")
+    typed = ["student.network=resnet20"]
+    assert recipes.load("kd_cutmix+two_cores", typed).replaced == {}
+
+
+def test_malformed_override_hides_no_other_fault() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("kd", ["nothing", "train.epochs=3", "optim.warmup_epochs=3", "optim.momentum=2"])
+    faults = "\n".join(caught.value.faults)
+    assert "--set nothing has no value" in faults
+    assert "optim.momentum = 2 (--set) is out of range" in faults
+
+
+def test_run_recipe_comments_on_unread_teacher_keys() -> None:
+    recipe = recipes.load("kd_cutmix").recipe
+    assert recipes.of_run(recipe) == recipes.dumps(recipe)
+    with_run = recipes.with_teacher(recipe, ["runs/resnet110"])
+    text = recipes.of_run(with_run)
+    assert "[teacher]  # only draw, mirror, runs, weights are read: the networks are" in text
+    assert recipes.loads(text, "again") == with_run

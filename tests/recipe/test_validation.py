@@ -188,7 +188,7 @@ def test_missing_key_is_named() -> None:
         (
             ["train.epochs=3", "optim.warmup_epochs=3"],
             "optim.warmup_epochs = 3.0 (--set) does not end before train.epochs = 3; "
-            "allowed: less than that",
+            "type for example --set optim.warmup_epochs=0.3",
         ),
         (["loss.hard=false", "loss.kd=false"], "loss has no term; add [loss.hard] or [loss.kd]"),
         (

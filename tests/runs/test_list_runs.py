@@ -433,3 +433,10 @@ def test_a_real_run(distilled) -> None:
     row = alone(folder.path)
     assert (row.state, row.test_images, row.fault) == ("finished", 2000, None)
     assert row.top1_test == folder.result()["metrics"]["top1/test"]
+
+
+def test_shortened_names_are_printed_in_full(tmp_path: Path) -> None:
+    finished(tmp_path / ("x" * 70))
+    finished(tmp_path / "short")
+    lines = printed(list_runs(tmp_path), tmp_path, 80)
+    assert [line for line in lines if line.startswith("in full: ")] == ["in full: " + "x" * 70]

@@ -64,13 +64,15 @@ def test_missing_run_names_existing_runs(tmp_path: Path, monkeypatch: pytest.Mon
     started(tmp_path / "a" / "old", age_s=60)
     started(tmp_path / "a" / "new")
     (tmp_path / "a" / "empty").mkdir()
-    with pytest.raises(UserError, match="contains no recipe.toml.\nRuns there are: a/new, a/old.$"):
+    with pytest.raises(
+        UserError, match="contains no recipe.toml.\nGive one of these runs: a/new, a/old.$"
+    ):
         open_run("a/empty")
-    with pytest.raises(UserError, match="Runs there are: a/new, a/old.$"):
+    with pytest.raises(UserError, match="Give one of these runs: a/new, a/old.$"):
         open_run("a")
     started(tmp_path / "runs" / "real" / "kd-0")
     for near in ("kd0", "runs/kd-1"):
-        with pytest.raises(UserError, match="Runs there are: runs/real/kd-0.$"):
+        with pytest.raises(UserError, match="Give one of these runs: runs/real/kd-0.$"):
             open_run(near)
     with pytest.raises(UserError, match="Its run is a/old.$"):
         open_run("a/old/student.safetensors")

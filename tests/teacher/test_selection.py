@@ -8,8 +8,10 @@ import pytest
 from distill.components.data_pipeline import split_images
 from distill.errors import UserError
 from distill.recipe import recipes
+from distill.runs.run_folder import RunFolder
 from distill.teacher import selection
-from tests.make_runs import drawn
+from networks import user_code
+from tests.make_runs import drawn, train
 
 OLD_RUNS = Path(__file__).parents[1] / "cli" / "old_runs"
 
@@ -18,6 +20,40 @@ def search(place: Path) -> None:
     recipe = recipes.load("tiny").recipe
     images = drawn()
     selection.resolve_teachers(recipe, images, split_images(recipe, images), None, [place], "tiny")
+
+
+def test_other_holdout_of_a_candidate_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "teacher"
+    train(path, "loss.kd=false", "loss.hard.weight=1.0", "data.holdout=0.04", role="teacher")
+    recipe = recipes.load("tiny", ["data.holdout=0.2"]).recipe
+    images = drawn()
+    with pytest.raises(UserError) as caught:
+        selection.resolve_teachers(
+            recipe, images, split_images(recipe, images), None, [tmp_path], "tiny"
+        )
+    assert f"\n{path} is passed over: was trained on " in str(caught.value)
+    assert "epoch on: it held out " in str(caught.value)
+    assert "\nType --set data.holdout=0.04, the teacher's own" in str(caught.value)
+
+
+def test_teacher_whose_code_may_not_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: RunFolder) -> None:
+        user_code.build("nets.py:small", {}, normalize=True, classes=2, image_size=32, sha256=None)
+
+    monkeypatch.setattr(selection, "load_trained_and_sha256", refuse)
+    with pytest.raises(UserError) as caught:
+        selection._load(RunFolder(Path("runs/mine")))
+    message = str(caught.value)
+    assert message.startswith("teacher runs/mine: the network is defined by the code of nets.py")
+    assert message.endswith("\nOr name another teacher with --teacher OTHER.")
+
+
+def test_unfinished_teacher_is_passed_over(tmp_path: Path) -> None:
+    shutil.copytree(OLD_RUNS / "unfinished", tmp_path / "unfinished")
+    progress = tmp_path / "unfinished" / "last" / "progress.json"
+    progress.write_text(progress.read_text().replace('"student"', '"teacher"'))
+    with pytest.raises(UserError, match=r"unfinished is passed over: it is not finished; finish"):
+        search(tmp_path)
 
 
 @pytest.mark.parametrize(

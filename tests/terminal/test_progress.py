@@ -12,6 +12,7 @@ from distill.terminal import progress
 from distill.terminal.progress import (
     ProgressDisplay,
     closing_table,
+    losses_text,
 )
 
 START = Start(
@@ -101,6 +102,14 @@ def test_head_of_student_alone_and_of_unmeasured_teacher() -> None:
     head = logged(replace(START, teacher_images=1_024))
     assert "runs/teacher[1], accuracy 95.31 % on 1,024 of 5,000 held-out images" in head
     assert "runs/teacher[1], top1/val –" in logged(replace(START, teacher_top1=None))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.804, "0.80"), (0.0, "0.00"), (0.0034, "0.0034"), (2e-7, "2e-07"), (float("nan"), "nan")],
+)
+def test_small_losses_have_significant_digits(value: float, text: str) -> None:
+    assert losses_text({"loss/kd": value, "loss/total": 1.5}) == f"loss 1.500 (kd {text})"
 
 
 def test_resumed_run_shows_its_first_step() -> None:

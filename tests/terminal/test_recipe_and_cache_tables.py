@@ -6,7 +6,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from distill.recipe import recipes
-from distill.terminal.recipe_and_cache_tables import fact_lines, recipe_origins, recipe_table
+from distill.terminal.recipe_and_cache_tables import (
+    _operations,
+    fact_lines,
+    recipe_origins,
+    recipe_table,
+)
 
 SHIPPED = recipes.shipped()
 INGREDIENTS = [name for name, path, _ in SHIPPED if path.parent.name == "ingredients"]
@@ -88,3 +93,9 @@ def test_facts_are_one_a_line_however_long() -> None:
         "class_names    cat, dog",
         "faults         –",
     ]
+
+
+def test_cache_shows_augmentation_without_python_syntax() -> None:
+    pipeline = "Pipeline(crop=Crop(padding=4), flip=Flip(prob=0.5, alternate=False), erase=None)"
+    assert _operations(pipeline) == "crop padding 4; flip prob 0.5, alternate False"
+    assert _operations("other") == "other"

@@ -35,7 +35,13 @@ def test_table_has_a_line_per_seed_and_summary() -> None:
     text = shown(FIGURES)
     rows = [line.split() for line in text.splitlines()]
     assert ["0", "72.00", "65.40", "+6.60"] in rows and ["1", "71.00", "64.60", "+6.40"] in rows
-    assert "71.50 ± 0.71" in text and "6.50 ± 0.10" in text and "[65.15, 77.85]" in text
+    assert (
+        "71.50 ± 0.71" in text
+        and "+6.50 ± 0.10" in text
+        and "[+5.60, +7.40]" in text
+        and "[65.15, 77.85]" in text
+    )
+    assert "95 % interval of the mean" in text
     assert "The recipe is better than its control: p = 0.0069, Student's t over 2 pairs." in text
     assert "No difference to the control is shown" in shown(FIGURES | {"p": 0.2})
 
@@ -44,3 +50,10 @@ def test_without_a_control_nothing_is_compared() -> None:
     alone = {key: FIGURES[key] for key in ("network", "parameters", "top1")}
     text = shown(alone | {"runs": [row for row in FIGURES["runs"] if "is_control" not in row]})  # type: ignore[attr-defined]
     assert "difference" not in text and text.rstrip().endswith("78,042 parameters.")
+
+
+def test_one_seed_has_no_deviation() -> None:
+    one = {"n": 1, "mean": 0.72, "std": None, "interval": None}
+    alone = {key: FIGURES[key] for key in ("network", "parameters")} | {"top1": one}
+    text = shown(alone | {"runs": [{"run": "a", "seed": 0, "top1": 0.72}]})
+    assert "±" not in text.replace("mean ± std", "") and "–" in text
