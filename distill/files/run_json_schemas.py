@@ -160,6 +160,7 @@ class Result(BaseModel):
     processes: Count
     weights: Text
     evaluation: Text
+    epoch_weights: dict[str, Text] = {}  # sha256 of saved weights by epoch; not in old results
     finished_at: Text
     imported: ImportedResult | None = None
     finished_early: FinishedEarlyResult | None = None
