@@ -58,10 +58,6 @@ GROUPED = {
         r"schema|loss_schema|recipe_json_schema",
         "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
     ),
-    "distill/models": (
-        r"foreign_weights|recognise_network",
-        "read weights that another program saved, and find the network that they belong to",
-    ),
     "distill/runs": (
         r"check_result|check_runs_match",
         "check that a result fits its run, and that runs belong together",
@@ -71,8 +67,8 @@ GROUPED = {
         "check that this machine can train: libraries, device, disk, and enough memory",
     ),
     "distill/models": (
-        r"safetensors_files|torch_files",
-        "read safetensors and the files of torch.save, which others may have made, as data",
+        r"foreign_weights|recognise_network|safetensors_files|torch_files",
+        "read weights that others saved, as data, and find the network that they belong to",
     ),
     "distill/teacher": (
         r"cache_files|view_cache",

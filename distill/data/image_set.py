@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import UserError
-from distill.files.run_json_schemas import fingerprint_of_names
+from distill.files.run_json_schemas import MOST_CLASSES, fingerprint_of_names
 
 SIDE = 32  # pixels, height and width of CIFAR's images and of the synthetic ones
 LEAST_SIDE, LARGEST_SIDE = 16, 128  # of square images that are trained on, in pixels
 COPIES = 2  # of a split in memory, while it is divided into training and held-out images
 CHANNELS = 3
 CGROUP = Path("/sys/fs/cgroup")
-MOST_CLASSES = 1 << 16  # a label is hashed as at most two bytes
 NAMED = 80  # characters of a class name in a message
 
 Split = Literal["train", "test"]

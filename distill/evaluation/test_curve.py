@@ -46,6 +46,7 @@ def measure_epochs(
             "epochs are saved by default."
         )
     weights = {epoch: file_sha256(weights_path(folder, epoch)) for epoch in epochs}
+    _check_recorded(folder, result, weights)
     cached = _cached_measures(folder)
     _check_against_result(folder, result, cached)
     if any(cached.get(sha256) is None for sha256 in weights.values()):
@@ -56,6 +57,24 @@ def measure_epochs(
             with suppress(OSError):  # a full or read-only disk: measured again the next time
                 write_json(folder.test_curve, cached)
     return {epoch: cached[sha256] for epoch, sha256 in weights.items()}
+
+
+def _check_recorded(
+    folder: RunFolder, result: Mapping[str, Any], weights: Mapping[int, str]
+) -> None:
+    """Raise UserError if saved weights are not those that the run recorded when it finished.
+
+    `weights`: their sha256 by epoch. A result of an earlier version, which recorded none, is not
+    compared.
+    """
+    recorded = result.get("epoch_weights", {str(epoch): each for epoch, each in weights.items()})
+    for epoch, sha256 in weights.items():
+        if recorded.get(str(epoch)) != sha256:
+            raise UserError(
+                f"{weights_path(folder, epoch)} is not the file that its run wrote: its sha256 is "
+                f"not in {folder.result_file.name}.\nRestore it, or delete it: the test curve then "
+                "lacks this epoch."
+            )
 
 
 def _check_against_result(

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.events import End, Start
 from distill.files import run_json_schemas
 from distill.metrics import Array
+from distill.models.epoch_weights import saved_epochs, weights_path
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
@@ -63,6 +64,9 @@ def write_result(
     if early is not None:
         result[FINISHED_EARLY] = early
     result["weights"] = file_sha256(folder.weights(start.role))
+    result["epoch_weights"] = {
+        str(epoch): file_sha256(weights_path(folder, epoch)) for epoch in saved_epochs(folder)
+    }
     if is_tested:
         result["evaluation"] = file_sha256(folder.evaluation)
     else:

@@ -34,6 +34,9 @@ LARGEST_INTEGER = 2**63 - 1
 LONGEST_REASON = 200  # characters of a validation error in a message
 RETRAIN = "Restore the file, or train that run again in another --out."
 
+# Classes of a data set: enough for ImageNet. A confusion matrix has their square of numbers.
+MOST_CLASSES = 2_000
+
 Text = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -52,6 +55,7 @@ FAULTS = {
     "finite_number": "it is not finite",
     "bool_type": "it is neither true nor false",
     "list_type": "it is not a list",
+    "too_long": "it has {actual_length} items; at most {max_length} are read",
     "dict_type": "it is not a table",
     "model_type": "it is not a table",
     "tuple_type": "it is not a list",
@@ -143,7 +147,7 @@ class Result(BaseModel):
     recipe_fingerprint: Text
     network: Text
     parameters: Count
-    class_names: list[Text]
+    class_names: Annotated[list[Text], Field(max_length=MOST_CLASSES)]
     data: DataResult
     teacher: TeacherResult
     epoch: Count
@@ -156,6 +160,7 @@ class Result(BaseModel):
     processes: Count
     weights: Text
     evaluation: Text
+    epoch_weights: dict[str, Text] = {}  # sha256 of saved weights by epoch; not in old results
     finished_at: Text
     imported: ImportedTable | None = None
     finished_early: FinishedEarlyResult | None = None

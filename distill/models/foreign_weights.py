@@ -20,7 +20,7 @@ from distill.models.torch_files import InvalidTorchFile, RunsCode
 
 LARGEST = 16 << 30  # bytes of a weights file
 DEEPEST = 4  # levels of dictionaries around the weights
-# Keys under which programs save a network's weights beside other things, in order of preference.
+# Keys under which programs save a network's weights beside other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 MOST_LISTED = 6  # names in a message
@@ -66,14 +66,23 @@ def _unpickled(path: Path, content: bytes) -> Any:
 def unwrapped(content: Any, path: Path) -> Weights:
     """Return the dictionary of tensors in what a file contains.
 
-    Raises UserError if there is none, or more than one and none has a usual name.
+    Raises UserError if there is none, if several have a usual name, or several and none has one, or
+    if a name occurs as text and as bytes.
     """
     for _ in range(DEEPEST):
         if not isinstance(content, Mapping):
             break
         tensors = {text(k): v for k, v in content.items() if isinstance(v, Tensor)}
         inner = {text(k): v for k, v in content.items() if isinstance(v, Mapping)}
-        named = [key for key in WRAPPERS if key in inner]
+        named = [key for key in WRAPPERS if key in inner and _has_tensors(inner[key])]
+        repeated = [name for name, n in Counter(map(text, content)).items() if n > 1]
+        if repeated or len(named) > 1:
+            fault = (
+                f"has names as text and as bytes: {_listed(repeated)}"
+                if repeated
+                else f"contains weights under {' and '.join(named)}: which to take is unknown"
+            )
+            raise UserError(f"{path} {fault}.\n{SAVE_ALONE}")
         if tensors and not named:
             return tensors
         if not named and len(inner) != 1:
@@ -172,6 +181,11 @@ def _faults(
         "of another shape": shapes,
         "of another type": types,
         "not finite": infinite,
+        "negative": [
+            name
+            for name, found, _ in pairs
+            if name.endswith("running_var") and _is_negative(found, expected[name].shape)
+        ],
     }
     return [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
 
@@ -192,6 +206,20 @@ def _is_finite(weights: Tensor, dtype: torch.dtype) -> bool:
     if weights.is_floating_point() and dtype.is_floating_point:
         weights = weights.to(dtype)
     return bool(weights.isfinite().all())
+
+
+def _is_negative(weights: Tensor, shape: torch.Size) -> bool:
+    """Whether weights of this shape, which a variance needs, have a negative one."""
+    if weights.shape != shape or weights.is_complex():
+        return False
+    return bool((weights < 0).any())
+
+
+def _has_tensors(content: Any, levels: int = DEEPEST) -> bool:
+    """Whether nested dictionaries, down to some levels, have a tensor."""
+    if not isinstance(content, Mapping):
+        return isinstance(content, Tensor)
+    return levels > 0 and any(_has_tensors(value, levels - 1) for value in content.values())
 
 
 def _listed(names: list[str]) -> str:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from distill.errors import UserError
+from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.report.page import Block, Paragraph, Table
@@ -32,7 +33,8 @@ def _changed_keys(record: RunRecord, shipped: Recipe | None) -> Iterator[Block]:
     Its last column, what set a key, is left out if that is unknown for all keys.
     """
     origins = record.environment.get("recipe_origins", {})
-    changed = recipes.changed_values(record.recipe)
+    source = hide_secrets(record.recipe.data.source)
+    changed = recipes.changed_values(recipes.with_source(record.recipe, source))
     set_by = {key: _origin(key, origins) for key in changed}
     heads = ("key", "value", "set by") if any(set_by.values()) else ("key", "value")
     columns = tuple(Column(head, is_number=False) for head in heads)

@@ -89,7 +89,8 @@ def lead(record: RunRecord) -> str:
     taught = f", taught by {teachers}" if teachers else ", without a teacher"
     what = f"A teacher, {network}" if record.role == "teacher" else f"A student, {network}{taught}"
     recipe = record.requested_recipe or UNKNOWN
-    return f"{what}, on {record.recipe.data.source} by the recipe {recipe}."
+    source = redact_urls.hide_secrets(record.recipe.data.source)
+    return f"{what}, on {source} by the recipe {recipe}."
 
 
 def _notes(record: RunRecord) -> Iterator[str]:

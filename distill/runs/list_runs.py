@@ -14,6 +14,7 @@ from typing import Literal
 from distill.errors import UserError
 from distill.events import Split, Start, total_steps
 from distill.files import run_json_schemas
+from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
 from distill.runs import journal, lock, read_predictions
 from distill.runs.run_folder import FINISHED_EARLY, RUNS, RunFolder, newest_runs_in
@@ -36,7 +37,7 @@ class RunListing:
     updated_at: float  # when it finished, or when a file was last written
     state: State = "never began"
     recipe: str | None = None
-    data: str | None = None  # data source, as in the recipe
+    data: str | None = None  # data source, as in the recipe but without secrets of a URL
     teachers: tuple[str, ...] = ()  # run folders
     parameters: int | None = None
     top1_test: float | None = None
@@ -118,7 +119,7 @@ def _list_run(run: RunFolder) -> RunListing:
         return replace(row, state="damaged", fault=f"{run.recipe.name} is missing")
     try:
         recipe = recipes.read(run.recipe)
-        row = replace(row, data=recipe.data.source)
+        row = replace(row, data=hide_secrets(recipe.data.source))
         if recipes.has_teacher(recipe) and recipe.teacher:
             row = replace(row, teachers=recipe.teacher.runs)
         return _finished(run, row) if run.is_finished else _unfinished(run, row)

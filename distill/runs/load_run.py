@@ -10,6 +10,7 @@ from distill.errors import UserError
 from distill.events import Epoch, Event, Split, Start, measure_name
 from distill.files import run_json_schemas
 from distill.files.escape_text import visible
+from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs import check_result, check_runs_match, journal
@@ -123,7 +124,7 @@ class RunRecord:
             return str(self.result["data"]["fingerprint"])
         with suppress(UserError, KeyError):
             return str(run_json_schemas.progress(self.folder.last / "progress.json")["data"])
-        return self.recipe.data.source
+        return hide_secrets(self.recipe.data.source)
 
     @property
     def test(self) -> str:

@@ -85,6 +85,11 @@ def _check_size(name: str, shape: tuple[int, ...], n_images: int | None) -> None
     if is_of_test_images and n_images is not None and rows != n_images:
         known = counted(n_images, "image")
         raise ValueError(f"{name} has the shape {list(shape)}; the run was tested on {known}")
+    if name.endswith("logits") and max(shape[1:], default=0) > run_json_schemas.MOST_CLASSES:
+        raise ValueError(
+            f"{name} has the shape {list(shape)}; at most {run_json_schemas.MOST_CLASSES:,} "
+            "classes are read"
+        )
     if name.startswith("mistake"):
         most_rows, most = MOST_MISTAKES, MOST_MISTAKES * 3 * LARGEST_SIDE**2
     else:

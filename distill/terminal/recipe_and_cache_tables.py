@@ -11,8 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.files.escape_text import visible
+from distill.files.redact_urls import hide_secrets
 from distill.format import UNKNOWN, grouped
-from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps, toml_of
+from distill.recipe.recipes import (
+    About,
+    ResolvedRecipe,
+    annotated,
+    dumps,
+    toml_of,
+    with_source,
+)
 from distill.terminal.table_style import GAP, blank_table
 
 BESIDE = {  # notes beside a folder's name
@@ -37,8 +45,12 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
 
 
 def recipe_origins(resolved: ResolvedRecipe) -> Text:
-    """Return the resolved recipe as TOML, each value followed by the file that set it."""
-    return Text(annotated(dumps(resolved.recipe), resolved.origins))
+    """Return the resolved recipe as TOML, each value followed by the file that set it.
+
+    A password in the path of the data is hidden.
+    """
+    recipe = with_source(resolved.recipe, hide_secrets(resolved.recipe.data.source))
+    return Text(annotated(dumps(recipe), resolved.origins))
 
 
 def tables_with_origins(tables: Mapping[str, Any], origins: Mapping[str, str]) -> Text:

@@ -19,12 +19,12 @@ from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.evaluation.evaluate_run import evaluate_run
 from distill.evaluation.predict_split import evaluate_network
-from distill.events import Start, Step
+from distill.events import MEASURES, Start, Step
 from distill.format import format_size
 from distill.models import epoch_weights
 from distill.recipe import recipes
 from distill.runs.check_runs_match import check_same
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, write_json
 from distill.training.run import TrainingRequest, train_and_test
 from distill.training.signals import Request, Stopped
 from tests.make_runs import Events, train, two_epochs
@@ -140,6 +140,25 @@ def test_changed_epoch_weights_are_measured_again(keeping: RunFolder) -> None:
     gone = next(iter(known))
     keeping.test_curve.write_text(json.dumps({"another": {}} | {gone: known[gone]}))
     assert test_curve.measure_epochs(keeping) == curve
+
+
+def test_epoch_weights_are_those_that_the_run_recorded(keeping: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(keeping.path, tmp_path / "run")))
+    paths = {epoch: epoch_weights.weights_path(run, epoch) for epoch in (1, 2)}
+    result = run.result()
+    assert result["epoch_weights"] == {str(epoch): digest(paths[epoch]) for epoch in (1, 2)}
+    content = bytearray(paths[1].read_bytes())
+    content[-1] ^= 1
+    paths[1].write_bytes(content)
+    names = [f"{name}/{split}" for name in MEASURES for split in ("test", "train")]
+    forged = dict.fromkeys(names, 0.9)
+    write_json(run.test_curve, {digest(path): forged for path in paths.values()})
+    with pytest.raises(UserError, match=r"epoch-1.safetensors is not the file that its run wrote"):
+        test_curve.measure_epochs(run)
+    del result["epoch_weights"]  # as in a result of an earlier version
+    result["weights"] = "another"
+    write_json(run.result_file, result)
+    assert test_curve.measure_epochs(run)[1] == forged
 
 
 def test_run_without_epoch_weights_is_explained(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_missing_key_is_named_when_needed(run: RunFolder) -> None:
         _ = run.role
 
 
+def test_number_of_classes_is_bounded(run: RunFolder) -> None:
+    names = [f"c{k}" for k in range(2_001)]
+    write_json(run.result_file, SOUND | {"class_names": names[:2_000]})
+    assert len(run.result()["class_names"]) == 2_000
+    write_json(run.result_file, SOUND | {"class_names": names})
+    with pytest.raises(UserError, match="'class_names': it has 2001 items; at most 2000 are read"):
+        run.result()
+
+
 def test_pipe_and_folder_are_refused(run: RunFolder) -> None:
     os.mkfifo(run.result_file)
     with pytest.raises(UserError, match="is damaged: it is not a regular file"):

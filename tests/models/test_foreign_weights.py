@@ -16,6 +16,7 @@ from networks import by_name, crd_weight_names
 from students.normalize_images import Normalize
 from tests.networks.published_networks import NETWORKS, published
 
+ONE = torch.ones(1)
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -56,6 +57,24 @@ def test_wrappings_are_removed(wrap: Any, tmp_path: Path) -> None:
     found = foreign_weights.read(tmp_path / "a.pth")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"state_dict": {"a": ONE}, "model": {"a": ONE}}, "under state_dict and model: which to"),
+        ({"a": ONE, b"a": ONE}, "has names as text and as bytes: a"),
+        ({"model": {"a": ONE, b"a": ONE}}, "has names as text and as bytes: a"),
+    ],
+)
+def test_ambiguous_weights_are_refused(content: Any, fault: str) -> None:
+    with pytest.raises(UserError, match=f"a.pth .*{fault}.*\nSave its weights alone"):
+        foreign_weights.unwrapped(content, Path("a.pth"))
+
+
+def test_tables_without_tensors_are_passed_over() -> None:
+    content = {"state_dict": {}, "net": {"a": ONE}, "params": {"lr": 0.1}, "model": {"depth": 3}}
+    assert foreign_weights.unwrapped(content, Path("a.pth")) == {"a": ONE}
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
@@ -152,6 +171,8 @@ def test_own_names_are_accepted_without_translation() -> None:
         ({"fc.bias": torch.ones(7).long()}, "of another type: fc.bias int64 instead of float32"),
         ({"fc.bias": torch.ones(7).bool()}, "of another type: fc.bias bool instead of float32"),
         ({"fc.bias": torch.ones(7) * 1j}, "type: fc.bias complex64 instead of float32"),
+        ({"bn1.running_var": torch.tensor([-1.0, *[1.0] * 15])}, "negative: bn1.running_var"),
+        ({"bn1.running_var": torch.full((16,), torch.nan)}, "not finite: bn1.running_var"),
         ({"head.bias": torch.ones(7)}, "twice, under two names: fc.bias and head.bias"),
         ({"x" * 5000: torch.ones(7)}, "unknown: " + "x" * 100),
     ],

@@ -241,6 +241,15 @@ def test_mistakes_have_label_opinions_and_pixels() -> None:
     assert "teacher c " in text
 
 
+def test_password_in_source_of_data_is_hidden() -> None:
+    known = record("kd", 15)
+    source = "https://user:hunter2@example.org/images"
+    data = known.recipe.data.model_copy(update={"source": source})
+    known = replace(known, recipe=known.recipe.model_copy(update={"data": data}))
+    text = words(run_report.page(known, LAYERS)) + run_report.lead(known)
+    assert "https://***:***@example.org/images" in text and "hunter2" not in text
+
+
 def test_held_out_logits_give_a_temperature() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, held_out=True))
     text = shown(known).text

@@ -148,6 +148,7 @@ def test_arrays_that_do_not_fit_are_refused(
         ("logits", (6_000_000, 10), 400, "the run was tested on 400 images"),
         ("labels", (399,), 400, "the run was tested on 400 images"),
         ("val_logits", (30_000, 2_000), 400, "at most 1,000,000 images and 50,000,000 numbers"),
+        ("logits", (400, 2_001), 400, "at most 2,000 classes are read"),
         ("mistakes", (60_000_000,), 400, "at most 1,000 images and"),
         ("mistake_pixels", (1, 3, 6000, 6000), 400, "at most 1,000 images of at most 128x128"),
     ],

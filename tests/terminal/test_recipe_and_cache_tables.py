@@ -5,6 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console, RenderableType
 
+from distill.data.sources import load_data_set
+from distill.errors import UserError
 from distill.recipe import recipes
 from distill.terminal.recipe_and_cache_tables import (
     _operations,
@@ -25,6 +27,16 @@ def printed(what: RenderableType, width: int, *, soft_wrap: bool = False) -> lis
     console = Console(file=out, width=width, color_system=None)
     console.print(what, soft_wrap=soft_wrap, highlight=False)
     return [line.rstrip() for line in out.getvalue().splitlines()]
+
+
+def test_password_in_source_of_data_is_hidden() -> None:
+    source = "https://user:hunter2@example.org/images?key=hunter3"
+    resolved = recipes.load("tiny", [f"data.source={source}"])
+    text = recipe_origins(resolved).plain
+    assert 'source = "https://***:***@example.org/images?key=***"' in text
+    with pytest.raises(UserError, match=r"data source 'https://\*\*\*:\*\*\*@example") as caught:
+        load_data_set.check(source)
+    assert "hunter" not in text + str(caught.value)
 
 
 @pytest.mark.parametrize("width", [80, 120])

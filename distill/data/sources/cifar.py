@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.image_set import CHANNELS, MOST_CLASSES, SIDE, ImageSet, Split, fault_of_names
+from distill.data.image_set import CHANNELS, SIDE, ImageSet, Split, fault_of_names
 from distill.data.sources import unpickle
 from distill.errors import UserError, data_error
 from distill.files.pickle_machine import text, type_name
+from distill.files.run_json_schemas import MOST_CLASSES
 from distill.files.tar_archives import InvalidArray, Member, content_of, open_tar
 from distill.format import counted
 

@@ -29,6 +29,7 @@ from distill.data.sources.cifar import Batches, Layout
 from distill.data.sources.class_folders import ClassFolders
 from distill.data.task_progress import running
 from distill.errors import UserError
+from distill.files.redact_urls import hide_secrets
 
 # Re-exported from image_set.py.
 __all__ = ["ImageSet", "Progress", "Split", "count_shared_images", "subset"]
@@ -210,7 +211,7 @@ def _locate(source: str) -> Batches | ClassFolders:
     near = get_close_matches(source, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
-        f"data source {source[:LONGEST]!r} is neither {', '.join(names)} "
+        f"data source {hide_secrets(source)[:LONGEST]!r} is neither {', '.join(names)} "
         f"nor a path that exists.{hint}\nType --data NAME or --data PATH."
     )
 

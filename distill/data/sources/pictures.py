@@ -25,6 +25,9 @@ MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all 
 LARGEST = 1 << 28  # bytes of a file
 SCAN, MOST_SCANS = b"\xff\xda", 100  # the marker of a scan; progressive JPEGs have about 10
 MOST_PIXELS = 50_000_000  # of a picture; conversion takes up to 16 bytes of memory per pixel
+# Above so many pixels a picture needs a byte per 300 of them; photographs have ten times as many.
+# Decoding a file then takes time in proportion to its bytes.
+FREE_PIXELS, MOST_PER_BYTE = 4_000_000, 300
 FILTER = Image.Resampling.BICUBIC  # to shrink, Pillow widens it, so that no pixel is skipped
 ALPHA = ("RGBA", "LA", "PA")  # colour modes with transparency
 NAMED = 3  # sizes or files that a note names; further ones are only counted
@@ -82,6 +85,11 @@ def decode(
             if width * height > MOST_PIXELS:
                 raise UnusablePicture(
                     f"{width}x{height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
+                )
+            if width * height > max(FREE_PIXELS, MOST_PER_BYTE * len(content)):
+                raise UnusablePicture(
+                    f"{width}x{height} pixels in {len(content):,} bytes: it is almost empty, and "
+                    "decoding it takes long; make it smaller"
                 )
             if side is not None and image.size != (side, side):
                 raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.sources import images_to_predict
+from distill.data.sources import images_to_predict, pictures
 from distill.errors import UserError
 
 N = 4
@@ -273,6 +273,16 @@ def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_picture_of_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
     assert "9000x9000 pixels; at most 50,000,000 are read" in refusal(tmp_path / "a.png")
+
+
+def test_large_picture_of_few_bytes_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (7070, 7070)).save(tmp_path / "a.png", optimize=True)
+    n = (tmp_path / "a.png").stat().st_size
+    assert f"7070x7070 pixels in {n:,} bytes: it is almost empty" in refusal(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="it is almost empty"):
+        pictures.decode((tmp_path / "a.png").read_bytes(), lambda image: image)
+    Image.new("1", (2000, 2000)).save(tmp_path / "b.png", optimize=True)
+    assert images_to_predict.load(tmp_path / "b.png").ids == ("b",)
 
 
 def test_id_beyond_unicode_is_one_fault(tmp_path: Path) -> None:
