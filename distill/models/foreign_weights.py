@@ -182,9 +182,11 @@ def _faults(
         "of another type": types,
         "not finite": infinite,
         "negative": [
-            name
-            for name, found, _ in pairs
-            if name.endswith("running_var") and _is_negative(found, expected[name].shape)
+            own[name]
+            for name, tensor in expected.items()
+            if name in own
+            and name.endswith("running_var")
+            and _is_negative(weights[own[name]], tensor.shape)
         ],
     }
     return [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
