@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
 
+from distill.format import format_size
+
 OLDEST_PYTHON = (3, 11)
 LIBRARIES = (
     "accelerate", "einops", "filelock", "jinja2", "matplotlib", "numpy", "Pillow", "pydantic",
     "rich", "safetensors", "scipy", "timm", "tomli-w", "torch", "torchvision", "typer",
 )  # fmt: skip
+LEAST_ADDRESS_SPACE = 4_000_000_000  # bytes; measured: 3.6e9 without a training, torch 2.15, CPU
 INSTALL = "type make venv, or uv pip install -r pyproject.toml"
 
 
@@ -33,8 +36,15 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Check the version of Python, and that all libraries are installed and fit each other."""
-    return [_check_python(tuple(sys.version_info[:2])), _check_libraries(), _check_pair()]
+    """Check Python's version, that all libraries are installed and fit each other, and that the
+    process may map them.
+    """
+    return [
+        _check_python(tuple(sys.version_info[:2])),
+        _check_libraries(),
+        _check_pair(),
+        *_check_address_space(),
+    ]
 
 
 def _check_python(found: tuple[int, ...]) -> Check:
@@ -72,6 +82,37 @@ def _check_pair() -> Check:
             f"torchvision=={torchvision.partition('+')[0]}",
         )
     return Check("torch", "ok", found)
+
+
+def _check_address_space() -> list[Check]:
+    """Check that a limit of the address space, if there is one, leaves space for the libraries.
+
+    Without it the import of torch fails, or ends the process.
+    """
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return []
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= LEAST_ADDRESS_SPACE:
+        return []
+    return [
+        Check(
+            "address space",
+            "fault",
+            f"limited to {format_size(limit)} (ulimit -v); torch and other libraries map "
+            f"{format_size(LEAST_ADDRESS_SPACE)}",
+            "type ulimit -v unlimited, or request more memory for the job",
+        )
+    ]
+
+
+def failed_import(fault: Exception) -> Check:
+    """Return the check of a library that is installed but cannot be imported."""
+    found = f"cannot be imported: {type(fault).__name__}: {fault}"
+    return Check(
+        "torch, import", "fault", found, "install torch and its libraries again: " + INSTALL
+    )
 
 
 def _torch_of_torchvision() -> str | None:

@@ -82,6 +82,10 @@ GROUPED = {
         r"sweep_(file|schema|validation)",
         "load a sweep file, its tables and keys, and all errors of one",
     ),
+    "distill/data": (
+        r"(array_cache|channel_statistics)",
+        "cache arrays between runs; mean and standard deviation of each colour channel",
+    ),
     "distill/data/sources": (r"cifar|class_folders|synthetic", "one file per kind of source"),
     "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
     "networks": (

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.options import DataOption, JsonOption, SetOption, complete_recipe
-from distill.cli.stdout_and_stderr import echo_json, stderr, stdout
+from distill.cli.stdout_and_stderr import echo_json, loading_libraries, stderr, stdout
 from distill.errors import Failure
 from distill.format import counted
 
 if TYPE_CHECKING:
     from distill.check_installation import Check
+    from distill.recipe.recipes import Recipe
 
 
 def doctor(
@@ -39,13 +40,23 @@ def doctor(
     resolved = None if recipe is None else resolve(recipe, data, set_).recipe
     checks = check_installation()
     if all(check.state != "fault" for check in checks):  # else the libraries cannot be imported
-        from distill.terminal.progress import ProgressDisplay
-        from distill.training.check_machine import check_machine
-
         source = data or ("cifar10" if resolved is None else resolved.data.source)
-        with ProgressDisplay(stderr()) as display:
-            checks += check_machine(resolved, source, progress=display.progress)
+        checks += _check_machine(resolved, source)
     _print(checks, as_json)
+
+
+def _check_machine(recipe: "Recipe | None", source: str) -> list["Check"]:
+    """Check the machine; if torch or another library cannot be imported, return that fault."""
+    from distill.check_installation import failed_import
+    from distill.terminal.progress import ProgressDisplay
+
+    try:
+        with loading_libraries():
+            from distill.training.check_machine import check_machine
+    except (ImportError, OSError, MemoryError, RuntimeError) as fault:
+        return [failed_import(fault)]
+    with ProgressDisplay(stderr()) as display:
+        return check_machine(recipe, source, progress=display.progress)
 
 
 def _print(checks: list["Check"], as_json: bool) -> None:

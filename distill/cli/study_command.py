@@ -13,6 +13,7 @@ from distill.errors import UserError
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
+    from distill.runs.run_folder import Role, RunFolder
     from distill.sweep.distillation_study import Study
 
 AGAIN = "To continue, type the same command again"
@@ -102,11 +103,13 @@ def _check_seeds(student: "ResolvedRecipe", seeds: int) -> None:
 
 def _train(planned: "Study") -> None:
     """Train every run that is not finished: the teacher, then each student and its control."""
+    runs: list[tuple[Role, ResolvedRecipe, RunFolder]] = []
     if planned.teacher is not None:
-        resolved, folder = planned.teacher
-        finish("teacher", resolved, folder, folder.is_run, [], AGAIN)
-    for run in planned.students:
-        finish(run.role, run.resolved, run.folder, run.folder.is_run, [], AGAIN)
+        runs.append(("teacher", *planned.teacher))
+    runs += [(run.role, run.resolved, run.folder) for run in planned.students]
+    for number, (role, resolved, folder) in enumerate(runs, start=1):
+        echo(f"run {number} of {len(runs)}: {folder.path.name}", err=True)
+        finish(role, resolved, folder, folder.is_run, [], AGAIN)
 
 
 def _print_and_report(planned: "Study", report: Path, as_json: bool) -> None:

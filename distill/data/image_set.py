@@ -3,16 +3,15 @@
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distill.data.free_memory import free_memory
 from distill.errors import UserError
 from distill.files.run_json_schemas import MOST_CLASSES, fingerprint_of_names
 
@@ -20,7 +19,6 @@ SIDE = 32  # pixels, height and width of CIFAR's images and of the synthetic one
 LEAST_SIDE, LARGEST_SIDE = 16, 128  # of square images that are trained on, in pixels
 COPIES = 2  # of a split in memory, while it is divided into training and held-out images
 CHANNELS = 3
-CGROUP = Path("/sys/fs/cgroup")
 NAMED = 80  # characters of a class name in a message
 
 Split = Literal["train", "test"]
@@ -114,23 +112,6 @@ def check_memory(what: str, n: int, side: int) -> None:
         f"({COPIES} x {n:,} x {CHANNELS} x {side} x {side} bytes), and {free / 1e9:,.1f} GB are "
         f"free.\n{advice}, or a machine with more memory."
     )
-
-
-def free_memory() -> int | None:
-    """Return the bytes of memory that this process may still take; None if that is unknown.
-
-    Linux's estimate for the machine, or what a control group (a container) leaves, if that is less.
-    """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, IndexError):
-        return None
-    free = 1024 * int(kilobytes)
-    with suppress(OSError, ValueError):  # no control group, or "max"
-        limit, used = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
-        free = min(free, max(0, int(limit) - int(used)))
-    return free
 
 
 def count_shared_images(test: ImageSet, train: ImageSet) -> int:

@@ -130,8 +130,8 @@ def _loss(drawn: Curves) -> Iterator[Block]:
 
 
 def _terms(drawn: Curves) -> Iterator[Block]:
-    panels = []
-    for name in drawn.terms:
+    panels, names = [], _distinct_terms(drawn)
+    for name in names:
         faint, mean = drawn.steps.get(name), drawn.epochs.get(name)
         series = [Series(thin_out(faint), FAINT, is_faint=True)] if faint is not None else []
         if mean is not None:
@@ -139,11 +139,27 @@ def _terms(drawn: Curves) -> Iterator[Block]:
         title = name.removeprefix(loss_name(""))
         panels.append((title, series))
     if panels:
+        shown = (
+            "The only term of the loss"
+            if len(names) == 1
+            else "Each term of the loss, unweighted, and their weighted sum"
+        )
         caption = (
-            "Each term of the loss, unweighted, and their weighted sum: the mean of an epoch, and "
-            "behind it the means between two lines of the journal."
+            f"{shown}: the mean of an epoch, and behind it the means between two lines of the "
+            "journal."
         )
         yield FigureBlock("terms", caption, plots.stacked_panels(panels))
+
+
+def _distinct_terms(drawn: Curves) -> list[str]:
+    """Return the names of the loss terms and of their weighted sum, if it differs from the term."""
+    names = drawn.terms
+    lines = [drawn.epochs.get(name) for name in names]
+    if len(names) == 2 and all(line is not None for line in lines):
+        term, total = (line.y for line in lines if line is not None)
+        if np.allclose(term, total, equal_nan=True):
+            return names[:1]
+    return names
 
 
 def _lr(record: RunRecord) -> Iterator[Block]:

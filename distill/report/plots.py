@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.files.escape_text import visible
+from distill.format import percent
 from distill.metrics import BINS, CalibrationCurve, Counts
 from distill.report.figure_style import (
     BLUE,
@@ -183,7 +184,7 @@ def reliability(plain: CalibrationCurve, scaled: CalibrationCurve | None = None)
         if curve is not None:
             filled = curve.counts > 0
             x, y = curve.confidence[filled], curve.accuracy[filled]
-            label = f"{name}, ECE {curve.ece:.3f}"
+            label = f"{name}, ECE {percent(curve.ece)}"
             upper.plot(x, y, marker=marker, color=colour, label=label, clip_on=False)
             edges = np.arange(BINS + 1) / BINS
             shares = curve.counts / curve.counts.sum()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -9,11 +10,12 @@ from distill.check_installation import Check
 from distill.format import as_typed
 from distill.terminal.table_style import blank_table
 
+INDENT = 2  # columns, which tell advice from what was found where there are no colours
 STYLES = {"ok": "green", "note": "yellow", "fault": "bold red"}
 
 
 def doctor_table(checks: Sequence[Check]) -> Table:
-    """Show each check with its result; below it, what to do about it."""
+    """Show each check with its result; below it, indented, what to do about it."""
     table = blank_table()
     table.add_column("check", no_wrap=True)
     table.add_column("result", no_wrap=True)
@@ -23,5 +25,6 @@ def doctor_table(checks: Sequence[Check]) -> Table:
             Text(check.name, "bold"), Text(check.state, STYLES[check.state]), Text(check.found)
         )
         if check.advice:
-            table.add_row("", "", Text(as_typed(check.advice), "dim"))
+            advice = as_typed(check.advice[0].upper() + check.advice[1:])
+            table.add_row("", "", Padding.indent(Text(advice, "dim"), INDENT))
     return table

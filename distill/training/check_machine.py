@@ -26,6 +26,7 @@ from distill.training.memory_need import (
 
 KNOWN_IMAGES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100)}  # training images, classes
 OTHER_IMAGES = (0, 10)  # of other sources, which are not read for the estimate
+THREADS = "OMP_NUM_THREADS"
 PEAK = 1.7  # the measured peak of a step on a CPU is at most this multiple of the estimate
 LEAST_DISK = 1e9  # bytes for checkpoints, reports and cached images
 MOST_COPIES = 8  # of the weights in a run folder: two checkpoints with optimizer and average, best
@@ -98,7 +99,10 @@ def _check_threads() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = f"{threads} on {usable} usable processors"
     if usable is not None and threads > usable:
-        return Check("threads", "note", found, f"set OMP_NUM_THREADS={usable}")
+        return Check("threads", "note", found, f"set {THREADS}={usable}")
+    if usable is not None and threads < usable and THREADS in os.environ:
+        advice = f"unset {THREADS} to use all, unless other programs need them"
+        return Check("threads", "note", found, advice)
     return Check("threads", "ok", found)
 
 
@@ -156,7 +160,8 @@ def _check_data(source: str, progress: Progress | None) -> Check:
         facts = load_data_set.info(source, progress=progress)
     except UserError as fault:
         first, _, rest = str(fault).partition("\n")
-        return Check("data", "fault", first, rest)
+        advice = f"{rest}\nTo try the program without images, type --data synthetic."
+        return Check("data", "fault", first, advice)
     if facts["faults"]:
         first, _, rest = facts["faults"][0].partition("\n")
         return Check("data", "fault", first, rest)

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from distill.components.build_network import build_network
+from distill.data.free_memory import free_memory
 from distill.data.image_set import CHANNELS, SIDE
 from distill.errors import UnsuitableRecipe
 from distill.format import format_size
@@ -30,13 +30,6 @@ from distill.runs.run_folder import Role
 from distill.training import build, optim
 from distill.training.state import TrainState
 
-MEMORY_INFO = Path("/proc/meminfo")
-# Files of a container's memory limit, its use and its statistics: cgroup v2, then v1.
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
-CGROUPS = Path("/sys/fs/cgroup")
 MEASURED = (2, 4)  # images of the forward passes that are compared
 SMALLER_RECIPE = {"teacher": "teacher_wrn+two_cores", "student": "kd_cutmix+two_cores"}
 
@@ -197,54 +190,14 @@ def optimizer_copies(settings: Optim) -> float:
 def available_memory(device: torch.device) -> int | None:
     """Return the bytes that one process of this machine can still allocate; None if unknown.
 
-    On a GPU its free memory; on a CPU the free and reclaimable memory and the swap, at most what
-    the limit of a container leaves, divided by the number of processes on this machine.
+    On a GPU its free memory; on a CPU that of `free_memory`, divided by the number of processes on
+    this machine.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    amounts = [size for size in (_free_memory(), _left_in_container()) if size is not None]
-    if device.type != "cpu" or not amounts:
+    of_host = free_memory()
+    if device.type != "cpu" or of_host is None:
         return None
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return min(amounts) // max(1, int(count) if count.isdecimal() else 1)
-
-
-def _free_memory() -> int | None:
-    """Return the machine's available memory and free swap, in bytes; None except on Linux."""
-    sizes = _numbers(MEMORY_INFO, separator=":")
-    if "MemAvailable" not in sizes:
-        return None
-    return 1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0))
-
-
-def _left_in_container() -> int | None:
-    """Return what the memory limit of this container leaves, in bytes; None without a limit.
-
-    Cached files count as free, since the system removes them from memory if it is needed.
-    """
-    for limit_file, use_file, statistics in CGROUP_FILES:
-        limit, used = _number(CGROUPS / limit_file), _number(CGROUPS / use_file)
-        if limit is not None and used is not None:
-            stat = _numbers(CGROUPS / statistics, separator=" ")
-            return limit - used + stat.get("inactive_file", 0) + stat.get("active_file", 0)
-    return None
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
-
-
-def _numbers(path: Path, separator: str) -> dict[str, int]:
-    """Return the names and numbers in a file of lines like `MemAvailable:  123 kB`."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(separator) for line in lines)
-    first = ((name, rest.split()[:1]) for name, _, rest in pairs)
-    return {name: int(words[0]) for name, words in first if words and words[0].isdecimal()}
+    return of_host // max(1, int(count) if count.isdecimal() else 1)

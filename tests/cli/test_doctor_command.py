@@ -4,16 +4,19 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from distill import check_installation
 from distill.models import check_convolutions
+from distill.terminal.doctor_table import doctor_table
 from distill.training import check_machine
 from tests.cli.command_line import RunCli, unfolded
 
@@ -61,11 +64,20 @@ def test_table_shows_what_to_do(run_cli: RunCli) -> None:
     assert result.err.endswith("A training would fail here: 1 fault (data).\n")
 
 
+def test_advice_is_indented_below_what_was_found() -> None:
+    checks = [installation.Check("threads", "note", "9 on 4", "set OMP_NUM_THREADS=4")]
+    console = Console(width=40, file=StringIO())
+    console.print(doctor_table(checks))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert lines[2:] == ["threads  note    9 on 4", f"{' ' * 19}Set OMP_NUM_THREADS=4"]
+
+
 def test_missing_data_is_a_fault(run_cli: RunCli) -> None:
     code, checks = results(run_cli)
     assert code == 1 and faults(checks) == ["data"]
     assert "CIFAR-10 is in none of these locations" in checks["data"]["found"]
     assert "Type python cli.py data fetch cifar10" in checks["data"]["advice"]
+    assert checks["data"]["advice"].endswith("type --data synthetic.")
 
 
 def test_other_images_than_the_published_are_noted(
@@ -180,6 +192,24 @@ def test_missing_library_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyP
     assert checks["libraries"]["advice"] == check_installation.INSTALL
 
 
+def test_broken_library_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distill.training.check_machine", None)
+    code, checks = results(run_cli, "--data", "synthetic")
+    assert code == 1 and faults(checks) == ["torch, import"]
+    assert checks["torch, import"]["found"].startswith("cannot be imported: ModuleNotFoundError: ")
+    assert installation.INSTALL in checks["torch, import"]["advice"]
+
+
+def test_small_address_space_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it the import of torch would end the process without a message."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * 10**9, resource.RLIM_INFINITY))
+    code, checks = results(run_cli, "--data", "synthetic")
+    assert code == 1 and list(checks) == ["Python", "libraries", "torch", "address space"]
+    assert checks["address space"]["found"].startswith("limited to 3.0 GB (ulimit -v); torch")
+    assert checks["address space"]["advice"].startswith("type ulimit -v unlimited")
+
+
 def test_old_python_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     python, *_ = check_installation.check_installation()
@@ -192,6 +222,17 @@ def test_too_many_threads_are_noted(run_cli: RunCli, monkeypatch: pytest.MonkeyP
     code, checks = results(run_cli, "--data", "synthetic")
     assert code == 0 and checks["threads"]["state"] == "note"
     assert checks["threads"]["advice"].startswith("set OMP_NUM_THREADS=")
+
+
+def test_few_threads_on_request_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_machine.os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(check_machine.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    check = check_machine._check_threads()
+    assert (check.state, check.found) == ("note", "1 on 16 usable processors")
+    assert check.advice.startswith("unset OMP_NUM_THREADS")
+    monkeypatch.delenv("OMP_NUM_THREADS")  # one thread on each physical core
+    assert check_machine._check_threads().state == "ok"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`study`: what it trains, what it prints, and that the same command continues it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ def test_teacher_control_and_student_are_compared(run_cli: RunCli, pets: Path) -
     same = ("study", *FEW, "--data", pets, "--out", "s")
     first = run_cli(*same)
     assert first.code == 0, first.err
+    assert re.findall(r"^run \d of \d: .*", first.err, re.MULTILINE) == [
+        "run 1 of 3: teacher", "run 2 of 3: alone", "run 3 of 3: distilled",
+    ]  # fmt: skip
     runs = {name: RunFolder(Path("s") / name) for name in ("teacher", "alone", "distilled")}
     results = {name: run.result() for name, run in runs.items()}
     assert results["distilled"]["teacher"]["runs"] == ["s/teacher"]

@@ -66,6 +66,22 @@ def test_run_without_start_has_no_schedule() -> None:
     assert scheduled_lr(known) is None and "learning_rate" not in figures(known)
 
 
+@pytest.mark.parametrize(
+    ("losses", "panels", "caption"),
+    [
+        ({"loss/hard": 2.5, "loss/total": 2.5}, 1, "The only term of the loss:"),
+        ({"loss/hard": 5.0, "loss/total": 2.5}, 2, "Each term of the loss, unweighted, and"),
+        ({"loss/hard": 2.0, "loss/kd": 2.0, "loss/total": 2.0}, 3, "Each term of the loss"),
+    ],
+)
+def test_sum_of_one_term_is_drawn_once(losses: dict[str, float], panels: int, caption: str) -> None:
+    known = run_of(3)
+    events = [replace(e, metrics=losses) if isinstance(e, Epoch) else e for e in known.events]
+    drawn = figures(replace(known, events=tuple(events)))["terms"]
+    assert len(drawn.figure.axes) == panels
+    assert drawn.caption.startswith(caption)
+
+
 @pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (FEW_POINTS, "o"), (30, "")])
 def test_few_epochs_have_markers(epochs: int, marker: str) -> None:
     drawn = figures(run_of(epochs))

@@ -254,7 +254,7 @@ def test_held_out_logits_give_a_temperature() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, held_out=True))
     text = shown(known).text
     assert "Divided by the temperature" in text and "overconfident" in text
-    assert "temperature scaled, ECE 0.000" in text  # fitted on the same logits
+    assert "temperature scaled, ECE 0.00 %" in text  # fitted on the same logits
 
 
 @pytest.mark.long

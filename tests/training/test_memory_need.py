@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distill.components.build_network import build_network
+from distill.data import free_memory
 from distill.errors import UnsuitableRecipe
 from distill.recipe.recipes import load
 from distill.recipe.schema import Optim
@@ -157,8 +158,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with the files that describe a machine's memory: 8 GiB, 1 of them swap."""
     info = "MemTotal: 99 kB\nMemAvailable:    7340032 kB\nSwapFree:  1048576 kB\nHugePages: 0\n"
     (tmp_path / "meminfo").write_text(info)
-    monkeypatch.setattr(memory_need, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory_need, "CGROUPS", tmp_path)
+    monkeypatch.setattr(free_memory, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(free_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(free_memory, "OWN_CGROUPS", tmp_path / "cgroup")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return tmp_path
 
@@ -183,6 +185,42 @@ def test_limit_of_a_container_counts(machine: Path, folder: str, limit: str, cur
         f"anon 5\ninactive_file {2**29}\nactive_file {2**28}\n"
     )
     assert available_memory(CPU) == 2**30 + 2**29 + 2**28
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/jobs/job_7/step_0", "jobs/job_7", ("memory.max", "memory.current")),
+        (
+            "4:memory:/jobs/job_7",
+            "memory/jobs/job_7",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ),
+    ],
+    ids=["v2", "v1"],
+)
+def test_limit_of_a_job_counts(
+    machine: Path, line: str, folder: str, names: tuple[str, str]
+) -> None:
+    """The limit of a cluster's job is in a control group around that of the process."""
+    (machine / "cgroup").write_text(f"9:name=systemd:/other\n{line}\nbroken\n")
+    (machine / folder).mkdir(parents=True)
+    for name, value in zip(names, (4 * 2**30, 3 * 2**30), strict=True):
+        (machine / folder / name).write_text(f"{value}\n")
+    assert available_memory(CPU) == 2**30
+
+
+@pytest.mark.parametrize("limited", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_limits_of_the_process_count(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, limited: str
+) -> None:
+    resource = pytest.importorskip("resource")
+    (machine / "status").write_text("Name: python\nVmSize: 2097152 kB\nVmData: 2097152 kB\n")
+    monkeypatch.setattr(free_memory, "OWN_SIZES", machine / "status")
+    limits = {getattr(resource, limited): (5 * 2**30, resource.RLIM_INFINITY)}
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda number: limits.get(number, unlimited))
+    assert available_memory(CPU) == 3 * 2**30
 
 
 def test_container_without_limit_has_the_free_memory(machine: Path) -> None:
