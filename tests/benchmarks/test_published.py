@@ -23,8 +23,9 @@ KD = Cell("resnet56", "resnet20", "kd")
 
 def test_table_has_every_published_cell() -> None:
     pairs = published_cells.published()["pairs"]
-    of_crd = [cell for cell in published_cells.cells() if cell.method != "dkd"]
-    assert len(pairs) == 13 and len(of_crd) == 162
+    filled = [cell.method for cell in published_cells.cells()]
+    assert len(pairs) == 13 and len(filled) == 162 + 11 + 6
+    assert filled.count("dkd") == 11 and filled.count("dist") == 6
     assert published_cells.accuracy(KD) == 0.7066
     assert published_cells.alone("student", "resnet20") == 0.6906
     assert published_cells.alone("teacher", "resnet56") == 0.7234
@@ -32,6 +33,14 @@ def test_table_has_every_published_cell() -> None:
     assert published_cells.accuracy(Cell("resnet110", "resnet20", "crd_kd")) is None
     for cell in published_cells.cells():
         assert published_cells.parse(str(cell)) == cell
+
+
+def test_source_is_the_table_of_the_method() -> None:
+    for method in ("kd", "at"):
+        source = published_cells.source(KD._replace(method=method))
+        assert source == "HobbitLong/RepDistiller, README.md"
+    assert published_cells.source(KD._replace(method="dkd")).startswith("megvii-research/")
+    assert published_cells.source(KD._replace(method="dist")).startswith("hunto/DIST_KD")
 
 
 @pytest.mark.parametrize(
