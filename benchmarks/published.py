@@ -448,7 +448,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except UserError as fault:
         parser.error(str(fault))
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Type the same command to continue.")
+        print("\nStopped. Type the same command to continue.", file=sys.stderr)
+        sys.exit(130)
     if content is not None:
         print(markdown([content]))
 

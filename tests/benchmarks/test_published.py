@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -344,6 +344,18 @@ def test_nothing_begins_after_an_interruption(planned: Plan, trained) -> None:
     before = list(trained)
     time.sleep(0.05)
     assert trained == before
+
+
+def test_interruption_names_how_to_continue(tmp_path: Path, trained, monkeypatch, capsys) -> None:
+    def interrupted(planned: Plan, workers: int) -> Generator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(published, "carried_out", interrupted)
+    words = ["--cell", "resnet56/resnet20/kd", "--data", "synthetic", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="130"):
+        published.main(words)
+    assert "Stopped. Type the same command to continue." in capsys.readouterr().err
 
 
 def test_end_of_a_failed_runs_output_is_shown(tmp_path: Path) -> None:
