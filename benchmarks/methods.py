@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from distill.errors import UserError
+from distill.files.escape_text import visible
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
@@ -37,6 +38,7 @@ METHODS = (
 INGREDIENT = "two_cores"
 # Overrides of a recipe with this ingredient: fsp's student has the channels of its teacher.
 OVERRIDES = {"fsp": ("student.width=32",)}
+SHOWN_LINES = 4  # of the output of a run that failed
 
 
 def command(
@@ -72,19 +74,25 @@ def control(recipe: Recipe, folder: Path) -> Path:
 
 
 def train(line: Sequence[str], out: Path) -> None:
-    """Run a training command with one thread; write its output to a .log file beside `out`.
+    """Run a training command with one thread; append its output to a .log file beside `out`.
 
-    `out`: the run folder. Raises UserError if the command fails.
+    `out`: the run folder. Raises UserError, with the end of the output, if the command fails.
     """
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".log").open("w") as log:
+    file = out.with_suffix(".log")
+    with file.open("a") as log:
+        begin = log.tell()
         done = subprocess.run(
             line, cwd=ROOT, env=os.environ | one_thread, stdout=log, stderr=log, check=False
         )
     if done.returncode:
+        with file.open(errors="replace") as log:
+            log.seek(begin)
+            end = log.read().strip().splitlines()[-SHOWN_LINES:]
         raise UserError(
-            f"The run {out} failed with exit code {done.returncode}; see {out.with_suffix('.log')}"
+            f"The run {out} failed with exit code {done.returncode}; {file} ends with\n"
+            + "\n".join(f"  {visible(each)}" for each in end)
         )
 
 

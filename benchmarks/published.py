@@ -11,7 +11,9 @@ for each seed the student with the method and the control, the student with the 
 `crd_cifar100`, into runs/published. One number N means the seeds 0 to N - 1, several are the seeds.
 Each sets `train.seed` and `data.seed`. Cells in one folder share teachers and controls. A finished
 run is not repeated and an interrupted one is resumed. `--workers` runs are trained at a time, with
-one thread each. `--dry-run` checks the recipes and prints the commands.
+one thread each. The same command may be typed several times at once, also on hosts that share the
+folder: no run is trained twice. Type it again after an interruption. `--dry-run` checks the recipes
+and prints the commands.
 
 `--epochs` shortens the training: the milestones keep their share of it, rounded to whole epochs
 (`published_cells.length`), and the result is no reproduction. Nor is it with other images than
@@ -31,19 +33,21 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from benchmarks import published_cells
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
-from benchmarks.methods import ROOT, train
+from benchmarks.methods import ROOT
 from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
+from benchmarks.published_runs import Plan, Run, carried_out
+from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
@@ -54,50 +58,6 @@ from distill.recipe.schema import Teacher
 from distill.runs.run_folder import RunFolder, newest_runs_in, open_finished, write_json, write_text
 
 N_CLASSES, N_TRAIN = 100, 50_000  # of CIFAR-100
-
-
-class Run(NamedTuple):
-    """A training of a cell: what is typed, and where the run is written."""
-
-    command: str  # of cli.py
-    recipe: str
-    settings: tuple[str, ...]  # key=value
-    out: Path
-    teacher: Path | None = None
-    data: str | None = None
-
-    @property
-    def typed(self) -> list[str]:
-        """The whole command."""
-        options = [part for setting in self.settings for part in ("--set", setting)]
-        options += ["--data", self.data] if self.data else []
-        options += ["--teacher", str(self.teacher)] if self.teacher else []
-        arguments = [self.command, "--recipe", self.recipe, *options, "--out", str(self.out)]
-        return [sys.executable, "cli.py", *arguments, "--resume"]
-
-    @property
-    def shown(self) -> str:
-        """The command without paths of this machine, for files of results."""
-        name = {str(path): path.name for path in (self.out, self.teacher) if path}
-        if self.data:
-            name[self.data] = Path(self.data).name
-        return shlex.join(["python", *(name.get(word, word) for word in self.typed[1:])])
-
-
-class Plan(NamedTuple):
-    """The trainings of a cell. `teacher` is None if a finished run was given."""
-
-    cell: Cell
-    teacher: Run | None
-    teacher_path: Path
-    controls: dict[int, Run]  # by seed
-    students: dict[int, Run]  # by seed
-
-    @property
-    def runs(self) -> list[Run]:
-        """All trainings, the teacher's first."""
-        first = [self.teacher] if self.teacher else []
-        return [*first, *self.controls.values(), *self.students.values()]
 
 
 def plan(cell: Cell, given: argparse.Namespace) -> Plan:
@@ -167,35 +127,6 @@ def check(planned: Plan) -> None:
 def suffix_of(epochs: int) -> str:
     """Return what names of runs and results end with: nothing for 240 epochs."""
     return "" if epochs == published_cells.EPOCHS else f"_{epochs}_epochs"
-
-
-def carried_out(planned: Plan, workers: int) -> Iterator[None]:
-    """Train what is not finished, `workers` runs at a time; yield after each finished run.
-
-    Students wait for the teacher. A run that fails does not stop the others. Raises UserError at
-    the end, with all faults.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        first = planned.teacher and pool.submit(train, planned.teacher.typed, planned.teacher.out)
-        futures: list[Future[None]] = [first] if first else []
-        futures += [pool.submit(train, run.typed, run.out) for run in planned.controls.values()]
-        futures += [pool.submit(train_after, first, run) for run in planned.students.values()]
-        faults = []
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except UserError as fault:
-                faults.append(str(fault))
-            yield
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
-
-
-def train_after(teacher: Future[None] | None, run: Run) -> None:
-    """Wait for the teacher's training, then train a student."""
-    if teacher is not None:
-        teacher.result()
-    train(run.typed, run.out)
 
 
 def finished(name: str, given: argparse.Namespace) -> dict[int, RunFolder]:
@@ -394,6 +325,21 @@ def full_cell(content: dict[str, Any], given: argparse.Namespace) -> dict[str, A
     }
 
 
+def check_before(planned: Plan, given: argparse.Namespace) -> None:
+    """Raise UserError if the images are missing, or if the JSON file would not be replaced.
+
+    The number of images, which may be a departure too, is compared by `written`.
+    """
+    source = planned.runs[0].data
+    load_data_set.check(source or "cifar100")
+    path = file_of(planned.cell, given)
+    if path.exists():
+        before = json.loads(path.read_text())
+        seeds = {*finished(planned.cell.name, given), *given.seeds}
+        before["departures"] = [each for each in before["departures"] if each.startswith("--set ")]
+        check_replaced(before, seeds, [f"--set {override}" for override in given.overrides], given)
+
+
 def written(planned: Plan, given: argparse.Namespace) -> dict[str, Any] | None:
     """Write a cell's JSON file and return its content; None if no run is finished.
 
@@ -404,17 +350,31 @@ def written(planned: Plan, given: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if path.exists():
         before = json.loads(path.read_text())
-        lost = sorted(set(before["seeds"]["method"]) - set(content["seeds"]["method"]))
-        faults = [f"the seeds {', '.join(map(str, lost))}, which {given.out} does not"] * bool(lost)
-        if before["departures"] != content["departures"]:
-            faults.append(f"other settings: {'; '.join(before['departures']) or 'none'}")
-        if faults:
-            raise UserError(
-                f"{path} has {' and '.join(faults)}; it is not replaced. The runs are in "
-                f"{given.out}; give another --results"
-            )
+        check_replaced(before, content["seeds"]["method"], content["departures"], given)
     write_json(path, content)
     return content
+
+
+def check_replaced(
+    before: dict[str, Any],
+    seeds: Collection[int],
+    departures: Sequence[str],
+    given: argparse.Namespace,
+) -> None:
+    """Raise UserError if a cell's JSON file has seeds that are not in `seeds`, or other departures.
+
+    `before`: the content of the file.
+    """
+    lost = sorted({*before["seeds"]["method"]} - {*seeds})
+    faults = [f"the seeds {', '.join(map(str, lost))}, which {given.out} does not"] * bool(lost)
+    if before["departures"] != departures:
+        faults.append(f"other settings: {'; '.join(before['departures']) or 'none'}")
+    if faults:
+        path = file_of(published_cells.parse(before["cell"]), given)
+        raise UserError(
+            f"{path} has {' and '.join(faults)}; it is not replaced. The runs are in "
+            f"{given.out}; give another --results"
+        )
 
 
 def file_of(cell: Cell, given: argparse.Namespace) -> Path:
@@ -480,11 +440,16 @@ def main(words: Sequence[str] | None = None) -> None:
         if given.dry_run:
             print("\n".join(shlex.join(["python", *run.typed[1:]]) for run in planned.runs))
             return
+        check_before(planned, given)
         content = None
-        for _ in carried_out(planned, given.workers):
-            content = written(planned, given)
+        with closing(carried_out(planned, given.workers)) as finished_runs:
+            for _ in finished_runs:
+                content = written(planned, given)
     except UserError as fault:
         parser.error(str(fault))
+    except KeyboardInterrupt:
+        print("\nStopped. Type the same command to continue.", file=sys.stderr)
+        sys.exit(130)
     if content is not None:
         print(markdown([content]))
 

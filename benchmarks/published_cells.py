@@ -23,7 +23,7 @@ TWO_STAGES = ("ab", "fsp")
 LOW_RATE = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # trained with a rate of 0.01
 METHODS = (
     "kd", "fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ab", "ft", "fsp", "nst", "crd",
-    "crd_kd", "dkd",
+    "crd_kd", "dkd", "dist",
 )  # fmt: skip
 
 
@@ -121,8 +121,8 @@ def alone(role: str, network: str) -> float:
 
 def source(cell: Cell) -> str:
     """Return where a cell's accuracy was published."""
-    text: str = published()["sources"]["dkd" if cell.method == "dkd" else "crd"]
-    return text
+    sources: dict[str, str] = published()["sources"]
+    return sources.get(cell.method, sources["crd"])
 
 
 def length(method: str | None, epochs: int = EPOCHS) -> Length:

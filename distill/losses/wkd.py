@@ -8,9 +8,9 @@ Kullback-Leibler divergence for knowledge distillation", NeurIPS 2024, arXiv 241
 student: logits z_s [B, C]; teacher: logits z_t [B, C]; targets: one label y per image. The rows of
 the teacher's linear classifier, w [C, D], determine how different two classes are; u and v are the
 result of `iterations` of Sinkhorn's algorithm (Cuturi, NeurIPS 2013, arXiv 1306.0895), which starts
-at u = 1 / C and makes the sums over j of q equal to the student's distribution and, less exactly,
-the sums over i equal to the teacher's. There is no factor T^2. From the share `decay_from` of the
-training on, g falls to 0 along a half cosine.
+at a constant u and makes the sums over j of q equal to the student's distribution and, less
+exactly, the sums over i equal to the teacher's. There is no factor T^2. From the share `decay_from`
+of the training on, g falls to 0 along a half cosine.
 
 The authors' code (mdistiller's WKD.py) takes c from the classifier for one option of COST_MATRIX,
 and from the linear CKA of the classes' features for its table on CIFAR-100; only the former is
@@ -104,7 +104,7 @@ def transport_distance(
     `log_a`, `log_b`: log-probabilities [B, N]; `cost`: [B, N, N], not negative.
     """
     log_kernel = -cost / entropy
-    log_u = torch.full_like(log_a, -math.log(log_a.shape[1]))
+    log_u = torch.zeros_like(log_a)  # any constant has the same result
     for _ in range(iterations):
         log_v = log_b - (log_kernel + log_u[:, :, None]).logsumexp(1)
         log_u = log_a - (log_kernel + log_v[:, None, :]).logsumexp(2)

@@ -230,3 +230,10 @@ def _missing_notes(record: RunRecord, drawn: Curves) -> Iterator[str]:
             f"of {counted(epochs, 'saved epoch')}, on unaugmented images. "
             f"They selected nothing: the accuracy of this run, {final}, is that of {epoch}."
         )
+        name = measure_name("top1", "test")
+        best, measured = max(record.test_curve.items(), key=lambda item: item[1][name])
+        yield (
+            f"The most accurate of these epochs on the test split is epoch {best}, with "
+            f"{percent(measured[name])}. Some publications give this accuracy, which is too high "
+            "because the test split selected it."
+        )

@@ -105,6 +105,9 @@ def test_every_sign_of_the_arithmetic_is_flipped_once() -> None:
         ("tests/losses/test_rkd.py::test_equals_the_sums_written_out[4]", "rkd"),
         ("tests/training/test_golden.py::test_golden_losses_of_every_term[kd]", "kd"),
         ("tests/losses/test_properties.py::test_of_all", "properties"),
+        ("tests/losses/test_published_weights.py::test_x[crd_kd-64]", "crd"),
+        ("tests/losses/test_published_weights.py::test_one_map_of_nst_is_the_authors", "nst"),
+        ("tests/losses/test_published_weights.py::test_stages_at_the_end", "published_weights"),
     ],
 )
 def test_term_of_a_test_is_found(test: str, term: str) -> None:
@@ -120,3 +123,30 @@ def test_flip_must_fail_its_own_tests_only() -> None:
         "others": [],
     }
     assert signs.verdict("kd", {f"{golden}[sp]"}) == {"own": 0, "golden": False, "others": ["sp"]}
+
+
+def test_tests_of_unrelated_terms_are_left_out() -> None:
+    """`ctkd` and `mlkd` import the file of `kd`; no file imports that of `wkd`."""
+    ids = {
+        name: f"tests/losses/test_{name}.py::test_x" for name in ("kd", "ctkd", "wkd", "objective")
+    }
+    assert {"kd", "ctkd", "mlkd"} <= signs.importers("kd")
+    assert signs.importers("wkd") == {"wkd"}
+    assert signs.tests_of("wkd", list(ids.values())) == [ids["wkd"], ids["objective"]]
+    assert signs.tests_of("kd", list(ids.values())) == [ids["kd"], ids["ctkd"], ids["objective"]]
+
+
+def test_failing_tests_of_a_copy_are_found(tmp_path: Path) -> None:
+    """The copy's modules are imported, not those of this process."""
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill" / "__init__.py").touch()
+    (tmp_path / "distill" / "errors.py").write_text("VALUE = 1")
+    code = "from distill.errors import VALUE\ndef test_{}(): assert VALUE == {}\n"
+    (tmp_path / "test_a.py").write_text(code.format("one", 1) + code.format("two", 2))
+    (tmp_path / "test_b.py").write_text("import nosuch")
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    assert signs.failed(tmp_path, ["test_a.py"]) == {"test_a.py::test_two"}
+    collected = signs.run_pytest(tmp_path, "test_a.py", "--collect-only").collected
+    assert collected == ["test_a.py::test_one", "test_a.py::test_two"]
+    cannot_run = signs.failed(tmp_path, ["test_b.py"])
+    assert "test_b.py" in cannot_run and any("the suite cannot run" in each for each in cannot_run)

@@ -2,19 +2,23 @@
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from benchmarks import published, published_cells
+from benchmarks import methods, published, published_cells, published_runs
 from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
+from benchmarks.published_runs import Plan
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.recipe.schema import Teacher
 from distill.recipe.stage_pairs import with_paired_stages
+from distill.runs import lock
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import train
 
@@ -23,8 +27,9 @@ KD = Cell("resnet56", "resnet20", "kd")
 
 def test_table_has_every_published_cell() -> None:
     pairs = published_cells.published()["pairs"]
-    of_crd = [cell for cell in published_cells.cells() if cell.method != "dkd"]
-    assert len(pairs) == 13 and len(of_crd) == 162
+    filled = [cell.method for cell in published_cells.cells()]
+    assert len(pairs) == 13 and len(filled) == 162 + 11 + 6
+    assert filled.count("dkd") == 11 and filled.count("dist") == 6
     assert published_cells.accuracy(KD) == 0.7066
     assert published_cells.alone("student", "resnet20") == 0.6906
     assert published_cells.alone("teacher", "resnet56") == 0.7234
@@ -32,6 +37,14 @@ def test_table_has_every_published_cell() -> None:
     assert published_cells.accuracy(Cell("resnet110", "resnet20", "crd_kd")) is None
     for cell in published_cells.cells():
         assert published_cells.parse(str(cell)) == cell
+
+
+def test_source_is_the_table_of_the_method() -> None:
+    for method in ("kd", "at"):
+        source = published_cells.source(KD._replace(method=method))
+        assert source == "HobbitLong/RepDistiller, README.md"
+    assert published_cells.source(KD._replace(method="dkd")).startswith("megvii-research/")
+    assert published_cells.source(KD._replace(method="dist")).startswith("hunto/DIST_KD")
 
 
 @pytest.mark.parametrize(
@@ -173,8 +186,8 @@ def test_distance_is_in_standard_errors() -> None:
 
 @pytest.mark.slow
 def test_cell_is_trained_and_written(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(published, "train", in_this_process)
-    monkeypatch.setattr(published, "ThreadPoolExecutor", InTurn)
+    monkeypatch.setattr(published_runs, "train", in_this_process)
+    monkeypatch.setattr(published_runs, "ThreadPoolExecutor", InTurn)
     out, results = tmp_path / "runs", tmp_path / "results"
     words = ["--cell", "resnet56/resnet20/kd", "--epochs", "1", "--data", "synthetic"]
     words += ["--out", str(out), "--results", str(results)]
@@ -227,6 +240,9 @@ class InTurn:
     def __exit__(self, *raised: object) -> None:
         pass
 
+    def shutdown(self, **how: object) -> None:
+        pass
+
     def submit(self, function: Callable[..., None], *arguments: object) -> "Future[None]":
         future: Future[None] = Future()
         try:
@@ -248,22 +264,124 @@ def in_this_process(line: list[str], out: Path) -> None:
     train(out, *sets, recipe=line[line.index("--recipe") + 1], role=role)
 
 
-def test_failed_run_does_not_stop_the_others(tmp_path: Path, monkeypatch) -> None:
-    trained: list[str] = []
+@pytest.fixture
+def planned(tmp_path: Path) -> Plan:
+    """The runs of a cell with two seeds."""
+    given = argparse.Namespace(
+        out=tmp_path, epochs=240, data=None, teacher=None, seeds=[0, 1], overrides=[]
+    )
+    return published.plan(KD, given)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of runs that were trained, without training them."""
+    names: list[str] = []
+
+    def succeeds(line: list[str], out: Path) -> None:
+        lock.check_free(out)
+        names.append(out.name)
+
+    monkeypatch.setattr(published_runs, "train", succeeds)
+    monkeypatch.setattr(published_runs, "top1", lambda run: 0.7)
+    monkeypatch.setattr(published_runs, "POLL_S", 0.01)
+    return names
+
+
+def test_failed_run_does_not_stop_the_others(planned: Plan, trained, monkeypatch) -> None:
+    succeeds = published_runs.train
 
     def fails(line: list[str], out: Path) -> None:
         if out.name.startswith("alone_resnet20_seed0"):
             raise UserError("the run alone failed")
-        trained.append(out.name)
+        succeeds(line, out)
 
-    monkeypatch.setattr(published, "train", fails)
-    given = argparse.Namespace(
-        out=tmp_path, epochs=240, data=None, teacher=None, seeds=[0, 1], overrides=[]
-    )
-    planned = published.plan(KD, given)
+    monkeypatch.setattr(published_runs, "train", fails)
     with pytest.raises(UserError, match="the run alone failed"):
-        list(published.carried_out(planned, 2))
-    assert trained[0] == "teacher_resnet56"
-    assert sorted(trained[1:]) == [
+        list(published_runs.carried_out(planned, 2))
+    assert sorted(trained) == [
         "alone_resnet20_seed1", "resnet56_resnet20_kd_seed0", "resnet56_resnet20_kd_seed1",
+        "teacher_resnet56",
     ]  # fmt: skip
+    assert trained.index("teacher_resnet56") < trained.index("resnet56_resnet20_kd_seed0")
+
+
+def test_students_of_a_failed_teacher_are_not_trained(planned: Plan, trained, monkeypatch) -> None:
+    succeeds = published_runs.train
+
+    def fails(line: list[str], out: Path) -> None:
+        if out.name.startswith("teacher"):
+            raise UserError("the teacher failed")
+        succeeds(line, out)
+
+    monkeypatch.setattr(published_runs, "train", fails)
+    with pytest.raises(UserError, match="^the teacher failed$"):
+        list(published_runs.carried_out(planned, 2))
+    assert sorted(trained) == ["alone_resnet20_seed0", "alone_resnet20_seed1"]
+
+
+@pytest.mark.parametrize("name", ["teacher_resnet56", "alone_resnet20_seed0"])
+def test_run_of_another_process_is_waited_for(name: str, planned: Plan, trained, capsys) -> None:
+    """The others are trained meanwhile; students of a held teacher when it is free."""
+    [held] = [run.out for run in planned.runs if run.out.name == name]
+    with lock.lock_run_folder(held):
+        runs = published_runs.carried_out(planned, 1)
+        for _ in range(2 if name.startswith("teacher") else 4):
+            next(runs)
+        assert name not in trained
+    list(runs)
+    assert sorted(trained) == sorted(run.out.name for run in planned.runs)
+    if name.startswith("teacher"):
+        assert trained.index(name) == 2  # after the controls, before the students
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{name}: training, with the output in {held}.log" in lines
+    assert lines[-1].endswith(": finished with 70.00 % on test")
+
+
+def test_nothing_begins_after_an_interruption(planned: Plan, trained) -> None:
+    runs = published_runs.carried_out(planned, 1)
+    next(runs)
+    runs.close()
+    assert len(trained) < len(planned.runs)
+    before = list(trained)
+    time.sleep(0.05)
+    assert trained == before
+
+
+def test_interruption_names_how_to_continue(tmp_path: Path, trained, monkeypatch, capsys) -> None:
+    def interrupted(planned: Plan, workers: int) -> Generator[None]:
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(published, "carried_out", interrupted)
+    words = ["--cell", "resnet56/resnet20/kd", "--data", "synthetic", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="130"):
+        published.main(words)
+    assert "Stopped. Type the same command to continue." in capsys.readouterr().err
+
+
+def test_end_of_a_failed_runs_output_is_shown(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.with_suffix(".log").write_text("of an earlier call\n")
+    program = "print('one'); print('two\\x1b[31m'); raise SystemExit(3)"
+    with pytest.raises(UserError) as failed:
+        methods.train([sys.executable, "-c", program], out)
+    assert f"{out} failed with exit code 3; {out}.log ends with\n  one\n  two\\x1b" in str(
+        failed.value
+    )
+    assert "earlier" not in str(failed.value)
+    assert out.with_suffix(".log").read_text().startswith("of an earlier call\none\n")
+
+
+def test_missing_images_are_found_before_any_training(tmp_path: Path, capsys, trained) -> None:
+    words = [
+        "--cell",
+        "resnet56/resnet20/kd",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        published.main(words)
+    assert str(tmp_path) in capsys.readouterr().err and trained == []

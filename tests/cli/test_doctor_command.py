@@ -65,7 +65,7 @@ def test_table_shows_what_to_do(run_cli: RunCli) -> None:
 
 
 def test_advice_is_indented_below_what_was_found() -> None:
-    checks = [installation.Check("threads", "note", "9 on 4", "set OMP_NUM_THREADS=4")]
+    checks = [check_installation.Check("threads", "note", "9 on 4", "set OMP_NUM_THREADS=4")]
     console = Console(width=40, file=StringIO())
     console.print(doctor_table(checks))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ def test_broken_library_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyPa
     code, checks = results(run_cli, "--data", "synthetic")
     assert code == 1 and faults(checks) == ["torch, import"]
     assert checks["torch, import"]["found"].startswith("cannot be imported: ModuleNotFoundError: ")
-    assert installation.INSTALL in checks["torch, import"]["advice"]
+    assert check_installation.INSTALL in checks["torch, import"]["advice"]
 
 
 def test_small_address_space_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The published ingredients: weight times our term is the authors' weight times their loss.
 
-The authors' losses are written out in numpy after RepDistiller's files, and after mdistiller's for
-DKD, for a random batch of 64 and for one of 16, the last one of 50,000 images.
+The authors' losses are written out in numpy after RepDistiller's files, after mdistiller's for DKD
+and image_classification_sota's for DIST, for a random batch of 64 and for one of 16, the last one
+of 50,000 images.
 """
 
 from collections.abc import Callable
@@ -170,6 +171,17 @@ def decoupled(given: LossInputs, made: Objective) -> float:
     return float((target + 2 * rest) * 16 / len(labels))
 
 
+def ranks(given: LossInputs, made: Objective) -> float:
+    """DIST of lib/models/losses/dist_kd.py at beta 1, gamma 1 and tau 4, with its factor tau^2."""
+
+    def mean_correlation(a: Maps, b: Maps) -> float:
+        return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]))
+
+    assert given.teacher is not None
+    s, t = (softmax(logits.numpy() / 4) for logits in (given.student, given.teacher))
+    return 16 * (1 - mean_correlation(s, t) + 1 - mean_correlation(s.T, t.T))
+
+
 def neighbours(given: LossInputs, made: Objective) -> float:
     def p(f: Maps) -> Maps:
         unit = f / (np.sqrt((f**2).sum(1, keepdims=True)) + 1e-7)
@@ -245,7 +257,8 @@ def contrast(given: LossInputs, made: Objective) -> float:
 
 
 Authors = Callable[[LossInputs, Objective], float]
-# RepDistiller's -r, -a and -b (scripts/run_cifar_distill.sh), and the loss of --distill.
+# RepDistiller's -r, -a and -b (scripts/run_cifar_distill.sh), and the loss of --distill. For `dist`
+# the weights of the labels, of KD and of the loss in configs/strategies/distill/dist_cifar.yaml.
 PUBLISHED: dict[str, tuple[float, float, float, Authors]] = {
     "fitnet": (1, 0, 100, hint),
     "at": (1, 0, 1000, attention),
@@ -257,6 +270,7 @@ PUBLISHED: dict[str, tuple[float, float, float, Authors]] = {
     "cc": (1, 0, 0.02, correlation),
     "ft": (1, 0, 200, factors),
     "dkd": (1, 0, 1, decoupled),
+    "dist": (1, 0, 2, ranks),
     "crd": (1, 0, 0.8, contrast),
     "crd_kd": (1, 1, 0.8, contrast),
 }

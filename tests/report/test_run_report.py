@@ -290,6 +290,13 @@ def test_held_out_logits_give_a_temperature() -> None:
             replace(record("a", 9), test_curve=curve_of(0.4)),
             "weights of 1 saved epoch, on unaugmented images. They selected nothing",
         ),
+        (
+            replace(
+                record("a", 9),
+                test_curve={n: curve_of(top1)[1] for n, top1 in ((1, 0.4), (2, 0.52), (3, 0.51))},
+            ),
+            "on the test split is epoch 2, with 52.00 %. Some publications give this accuracy",
+        ),
     ],
 )
 def test_missing_parts_are_explained(known: RunRecord, message: str) -> None:
