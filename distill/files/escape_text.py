@@ -22,7 +22,8 @@ JOINERS = (
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\"": "''",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "\"": "''", "“": "``", "”": "''",
     "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "[": "{[}", "*": "{*}",
     "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$", "→": r"$\rightarrow$",
 }  # fmt: skip
@@ -105,11 +106,12 @@ def python_docstring(text: str) -> str:
 def latex(text: str) -> str:
     """Escape text for LaTeX; each run of whitespace becomes one space.
 
-    The result needs no package. A character that pdfLaTeX cannot print without one becomes its code
-    point: 你 becomes `<U+4F60>`.
+    A straight quotation mark that begins a word opens, others close. The result needs no package. A
+    character that pdfLaTeX cannot print without one becomes its code point: 你 becomes `<U+4F60>`.
     """
     composed = unicodedata.normalize("NFC", visible(" ".join(text.split())))
-    parts = re.split("(?<=-)(?=-)", composed)
+    quoted = re.sub(r'(?<![^\s(\[{])"', "“", composed)
+    parts = re.split("(?<=-)(?=-)", quoted)
     return "{}".join("".join(map(_latex, part)) for part in parts)
 
 

@@ -65,7 +65,7 @@ def test_what_latex_would_run_is_text() -> None:
         r"\textbackslash{}input\{x\}\textasciitilde{}\textasciicircum{}\#"
     )
     assert latex("two\nlines ± 1") == r"two lines $\pm$ 1"
-    assert latex('"a" | \'b') == r"''a'' \textbar{} \textquotesingle{}b"
+    assert latex('"a" ("b") | \'b') == r"``a'' (``b'') \textbar{} \textquotesingle{}b"
     assert latex("[a] *b --c–") == "{[}a] {*}b -{}-c--"
     assert latex("cafe\u0301 你") == r"café \textless{}U+4F60\textgreater{}"
 
