@@ -221,7 +221,7 @@ def test_a_hostile_pickle_is_refused_in_words(name: str) -> None:
 def test_a_declared_size_reserves_no_memory(content: bytes) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"truncated or damaged|tries to run code"):
+        with pytest.raises(ValueError, match=r"truncated|tries to run code|the memo has no"):
             unpickle.loads(content)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
