@@ -12,6 +12,10 @@ from tests.make_runs import train
 
 DEEPEST = {"resnet101", "resnet152"}  # built as resnet50 is
 NETWORKS = ("resnet8", "resnet8x4", "wrn-10-1", *sorted(network_catalogue.FIXED.keys() - DEEPEST))
+AS_TEACHER = [
+    pytest.param(name, marks=pytest.mark.long if name == "mobilenetv2" else pytest.mark.slow)
+    for name in NETWORKS
+]
 SMALL = ("data.train_images=64", "train.batch_size=32")  # two steps
 TERMS = ("loss.at.weight=1", "student.max_params=100000000")
 LABELS = ("loss.kd=false", "loss.hard.weight=1")
@@ -42,11 +46,12 @@ def test_student_is_distilled_and_exported(network: str, vgg_teacher: Path, tmp_
     assert report["formats"].keys() == set(FORMATS)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("network", ["mobilenetv2", "shufflenetv2"])
-def test_teacher_distils_its_logits_and_maps(network: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", AS_TEACHER)
+def test_teacher_is_exported_and_distils_logits_and_maps(network: str, tmp_path: Path) -> None:
     named = f"teacher.network={network}"
     teacher, _ = train(tmp_path / "teacher", named, *LABELS, *SMALL, role="teacher")
+    report = export.export(teacher, FORMATS, tmp_path / "export")
+    assert report["formats"].keys() == set(FORMATS)
     given = (f"teacher.runs=['{teacher.path}']", "student.stages=3", *TERMS, *SMALL)
     run, _ = train(tmp_path / "student", *given)
     assert run.result()["teacher"]["runs"] == [str(teacher.path)]
