@@ -155,7 +155,7 @@ def _advise_other_folder(name: str) -> str:
 
 
 def _check_data(source: str, progress: Progress | None) -> Check:
-    """Find and read all images; check that those of CIFAR-10 are the published ones."""
+    """Find and read all images; check that those of CIFAR-10 and -100 are the published ones."""
     try:
         facts = load_data_set.info(source, progress=progress)
     except UserError as fault:
@@ -167,8 +167,8 @@ def _check_data(source: str, progress: Progress | None) -> Check:
         return Check("data", "fault", first, rest)
     counts = f"{facts['train_images']:,} training and {facts['test_images']:,} test images"
     found = f"{source}, {counts}"
-    if source == "cifar10" and not facts["is_genuine"]:
-        advice = "type python cli.py data verify cifar10, or data fetch for the published archive"
+    if source in load_data_set.NAMED and not facts["is_genuine"]:
+        advice = f"type python cli.py data verify {source}, or data fetch {source} for the archive"
         return Check("data", "note", f"{found}, not the published ones", advice)
     genuine = ", the published ones" if facts["is_genuine"] else ""
     return Check("data", "ok", f"{found}{genuine}")

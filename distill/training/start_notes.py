@@ -205,8 +205,9 @@ def _recipe_notes(
             yield f"the teacher {run.path} was imported: another program trained its weights"
     is_resized = recipe.data.size is not None
     is_genuine = is_resized or split.fingerprint in load_data_set.GENUINE
-    if recipe.data.source == "cifar10" and not is_genuine:
-        yield "these are not the published images: python cli.py data verify cifar10"
+    source = recipe.data.source
+    if source in load_data_set.NAMED and not is_genuine:
+        yield f"these are not the published images; type python cli.py data verify {source}"
     if split.held_out is None:
         yield "data.holdout = 0: no epoch is selected, the last epoch's weights are saved"
         if teacher_top1 is not None:

@@ -80,17 +80,17 @@ def test_missing_data_is_a_fault(run_cli: RunCli) -> None:
     assert checks["data"]["advice"].endswith("type --data synthetic.")
 
 
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
 def test_other_images_than_the_published_are_noted(
-    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+    source: str, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"faults": [], "train_images": 9, "test_images": 3, "is_genuine": False}
     monkeypatch.setattr(check_machine.load_data_set, "info", lambda *_, **__: facts)
-    code, checks = results(run_cli)
+    code, checks = results(run_cli, "--data", source)
     assert code == 0 and checks["data"]["state"] == "note"
-    assert (
-        checks["data"]["found"] == "cifar10, 9 training and 3 test images, not the published ones"
-    )
-    assert "data verify cifar10" in checks["data"]["advice"]
+    counted = "9 training and 3 test images"
+    assert checks["data"]["found"] == f"{source}, {counted}, not the published ones"
+    assert f"data verify {source}" in checks["data"]["advice"]
 
 
 def test_too_little_memory_is_a_fault(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
