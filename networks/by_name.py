@@ -57,6 +57,14 @@ def build(
         )
     if network in FIXED:
         return BUILDERS[network](classes=classes)
+    return _build_timm(network, classes, image_size)
+
+
+def _build_timm(network: str, classes: int, image_size: int) -> nn.Module:
+    """Build the network of timm that is called `timm/NAME`.
+
+    Raises UserError for any other name, with similar names.
+    """
     family, _, name = network.partition("/")
     if family == "timm" and name:
         from teachers.timm_from_scratch import timm_classifier  # timm takes seconds to import

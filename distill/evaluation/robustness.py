@@ -1,5 +1,6 @@
 """Measure accuracy on corrupted test images."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -40,14 +41,7 @@ def robustness(
         change = partial(_corrupt, indices, name, severity)
         return evaluate_network(net, images, accelerator, change=change)["top1"]
 
-    accuracy: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
-    every = list(product(CORRUPTIONS, SEVERITIES))
-    for done, (name, severity) in enumerate(every):
-        if progress:
-            progress("corruptions", done, len(every))
-        accuracy[name].append(top1(name, severity))
-    if progress:
-        progress("corruptions", len(every), len(every))
+    accuracy = _by_corruption(top1, progress)
     return {
         "n": len(indices),
         "clean": evaluate_network(net, images, accelerator)["top1"],
@@ -57,6 +51,21 @@ def robustness(
         "left_out": list(LEFT_OUT),
         "seed": SEED,
     }
+
+
+def _by_corruption(
+    measure: Callable[[str, int], float], progress: Progress | None
+) -> dict[str, list[float]]:
+    """Return `measure(name, severity)` of each corruption, by name, at ascending severities."""
+    measured: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
+    every = list(product(CORRUPTIONS, SEVERITIES))
+    for done, (name, severity) in enumerate(every):
+        if progress:
+            progress("corruptions", done, len(every))
+        measured[name].append(measure(name, severity))
+    if progress:
+        progress("corruptions", len(every), len(every))
+    return measured
 
 
 def _random_indices(n: int, n_images: int | None) -> Rows:

@@ -26,6 +26,7 @@ from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import (
     FINISHED_EARLY,
     IS_TESTED,
+    Role,
     RunFolder,
     file_sha256,
     write_bytes,
@@ -63,16 +64,23 @@ def write_result(
         result["imported"] = imported
     if early is not None:
         result[FINISHED_EARLY] = early
-    result["weights"] = file_sha256(folder.weights(start.role))
-    result["epoch_weights"] = {
-        str(epoch): file_sha256(weights_path(folder, epoch)) for epoch in saved_epochs(folder)
-    }
+    result |= _weight_hashes(folder, start.role)
     if is_tested:
         result["evaluation"] = file_sha256(folder.evaluation)
     else:
         result[IS_TESTED] = False
     result["commands"] = training_commands(folder, recipe, result)
     write_json(folder.result_file, result)
+
+
+def _weight_hashes(folder: RunFolder, role: Role) -> dict[str, Any]:
+    """Return the sha256 of the final weights, and of the weights of saved epochs by epoch."""
+    return {
+        "weights": file_sha256(folder.weights(role)),
+        "epoch_weights": {
+            str(epoch): file_sha256(weights_path(folder, epoch)) for epoch in saved_epochs(folder)
+        },
+    }
 
 
 def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: str) -> None:
@@ -103,22 +111,8 @@ def _figures(
         "network": start.network,
         "parameters": end.parameters,
         "class_names": data["class_names"],
-        "data": {
-            "source": start.data,
-            "fingerprint": data["fingerprint"],
-            "test_fingerprint": data["test_fingerprint"],
-            "test_images": data["test_images"],
-            "class_names_fingerprint": data["class_names_fingerprint"],
-            "train_images": start.train_images,
-            "val_images": start.val_images,
-        },
-        "teacher": {
-            "runs": list(recipe.teacher.runs) if recipe.teacher and teachers else [],
-            "fingerprint": teachers,
-            "top1": start.teacher_top1,
-            "top1_images": start.teacher_images,
-            **_imported_teachers(recipe if teachers else None),
-        },
+        "data": _data_figures(start, data),
+        "teacher": _teacher_figures(recipe, start, teachers),
         "epoch": end.epoch,
         "epochs": start.epochs,
         "metrics": end.metrics,
@@ -128,6 +122,33 @@ def _figures(
         "precision": start.precision,
         "processes": start.processes,
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _data_figures(start: Start, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the source, fingerprints and numbers of a run's images for result.json."""
+    return {
+        "source": start.data,
+        "fingerprint": data["fingerprint"],
+        "test_fingerprint": data["test_fingerprint"],
+        "test_images": data["test_images"],
+        "class_names_fingerprint": data["class_names_fingerprint"],
+        "train_images": start.train_images,
+        "val_images": start.val_images,
+    }
+
+
+def _teacher_figures(recipe: Recipe, start: Start, teachers: str) -> dict[str, Any]:
+    """Return the runs, fingerprint and accuracy of a run's teachers for result.json.
+
+    `teachers`: the fingerprint of their weights; empty without a teacher.
+    """
+    return {
+        "runs": list(recipe.teacher.runs) if recipe.teacher and teachers else [],
+        "fingerprint": teachers,
+        "top1": start.teacher_top1,
+        "top1_images": start.teacher_images,
+        **_imported_teachers(recipe if teachers else None),
     }
 
 

@@ -9,7 +9,7 @@ ID,Labels          ID,airplane,automobile,…
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from distill.components.build_network import load_trained, to_device
 from distill.components.check_processes import check_same_inputs
 from distill.data.image_set import ImageSet, Progress
 from distill.data.sources import images_to_predict
+from distill.data.sources.images_to_predict import Unlabelled
 from distill.data.task_progress import image_counter
 from distill.errors import Failure, UserError
 from distill.evaluation.predict_split import BATCH, FlipTTA, check_finite, logits_and_labels
@@ -85,11 +86,7 @@ def predict(
     inputs = images_to_predict.load(source, size, progress=progress)
     check_ids(inputs.ids, source)
     class_names = tuple(folder.result()["class_names"])
-    if len(inputs.ids) * len(class_names) > MOST_PROBABILITIES:
-        raise UserError(
-            f"{source}: {len(inputs.ids):,} images of {len(class_names):,} classes have more than "
-            f"{MOST_PROBABILITIES:,} probabilities.\nSplit it."
-        )
+    _check_size(len(inputs.ids), len(class_names), source)
     check_same_inputs(
         accel,
         lambda: {
@@ -99,16 +96,30 @@ def predict(
     )
     net = to_device(load_trained(folder), accel.device)
     net = FlipTTA(net) if mirror else net
-    n = len(inputs.ids)
-    counter = image_counter(progress, "predicting", n, BATCH * accel.num_processes)
+    n_at_once = BATCH * accel.num_processes
+    counter = image_counter(progress, "predicting", len(inputs.ids), n_at_once)
     parts = []
-    for start in range(0, n, AT_ONCE):
-        pixels = inputs.images(start, start + AT_ONCE)
-        images = ImageSet(pixels, np.zeros(len(pixels), np.int64), class_names)
+    for images in _in_parts(inputs, class_names):
         logits, _ = logits_and_labels(net, images, accel, counter)
         check_finite(logits, folder)
         parts.append(metrics.probabilities(logits.cpu().numpy()))
     return LabelledImages(inputs.ids, np.concatenate(parts), class_names, inputs.notes)
+
+
+def _check_size(n_images: int, n_classes: int, source: Path) -> None:
+    """Raise UserError if the probabilities of all images at `source` are too many for memory."""
+    if n_images * n_classes > MOST_PROBABILITIES:
+        raise UserError(
+            f"{source}: {n_images:,} images of {n_classes:,} classes have more than "
+            f"{MOST_PROBABILITIES:,} probabilities.\nSplit it."
+        )
+
+
+def _in_parts(inputs: Unlabelled, class_names: tuple[str, ...]) -> Iterator[ImageSet]:
+    """Yield the images in their order, at most AT_ONCE at a time; all labels are 0."""
+    for start in range(0, len(inputs.ids), AT_ONCE):
+        pixels = inputs.images(start, start + AT_ONCE)
+        yield ImageSet(pixels, np.zeros(len(pixels), np.int64), class_names)
 
 
 def check_ids(ids: Sequence[str], source: Path) -> None:

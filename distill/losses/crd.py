@@ -80,15 +80,25 @@ class CRD(nn.Module):
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.student_embed = nn.Linear(math.prod(student_shapes[student_tap]), dims)
         self.teacher_embed = nn.Linear(math.prod(teacher_shapes[teacher_tap]), dims)
+        self._register_banks(len(labels), dims)
+        self._register_classes(labels, counts)
+
+    def _register_banks(self, n: int, dims: int) -> None:
+        """Register the two memory banks [n, dims], random rows of norm 1, and their Z."""
         generator = torch.Generator().manual_seed(BANK_SEED)
         for name in ("student", "teacher"):
-            bank = torch.randn(len(labels), dims, generator=generator, device="cpu")
+            bank = torch.randn(n, dims, generator=generator, device="cpu")
             self.register_buffer(f"{name}_bank", normalize(bank))
             self.register_buffer(
                 f"{name}_z", torch.zeros((), device="cpu")
             )  # 0 before the first batch
-        # `by_class`: sample indices sorted by class; the range of class c begins at `before[c]` and
-        # has `within[c]` entries.
+
+    def _register_classes(self, labels: Tensor, counts: Tensor) -> None:
+        """Register the samples sorted by class, from which negatives are drawn.
+
+        `by_class` [N] has the sample indices: the range of class c begins at `before[c]` and has
+        `within[c]` entries. `counts` [C]: the number of samples of each class.
+        """
         layout = {
             "labels": labels,
             "by_class": labels.argsort(stable=True),

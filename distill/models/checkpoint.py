@@ -208,21 +208,18 @@ def load_weights(path: Path, net: nn.Module, sha256: str | None = None) -> None:
         weights = safetensors_files.loads(content)
     except (OSError, InvalidFile, InvalidSafetensors) as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
+    if faults := _misfits(weights, expected):
+        raise UserError(f"{path} does not hold the weights of this network: {'; '.join(faults)}.")
+    net.load_state_dict(weights)
+
+
+def _misfits(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Return a text for each kind of difference between weights and a network's, by name."""
+    common = [name for name in expected if name in weights]
     misfits = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],
-        "of another shape": [
-            name
-            for name in expected
-            if name in weights and expected[name].shape != weights[name].shape
-        ],
-        "of another type": [
-            name
-            for name in expected
-            if name in weights and expected[name].dtype != weights[name].dtype
-        ],
+        "of another shape": [n for n in common if expected[n].shape != weights[n].shape],
+        "of another type": [n for n in common if expected[n].dtype != weights[n].dtype],
     }
-    faults = [f"{len(n)} {what}, {n[0]} first" for what, n in misfits.items() if n]
-    if faults:
-        raise UserError(f"{path} does not hold the weights of this network: {'; '.join(faults)}.")
-    net.load_state_dict(weights)
+    return [f"{len(names)} {kind}, {names[0]} first" for kind, names in misfits.items() if names]

@@ -149,13 +149,29 @@ def _faults(
     """
     own = {rename(name): name for name in weights}
     repeated = [name for name, n in Counter(map(rename, weights)).items() if n > 1]
-    missing = [
-        name
-        for name in expected
-        if name not in own
-        and name not in NORMALISATION
-        and not name.endswith("num_batches_tracked")
-    ]
+    lists = {
+        "missing": [back(name) for name in expected if name not in own and _is_required(name)],
+        "unknown": [name for ours, name in own.items() if ours not in expected],
+        "twice, under two names": [
+            " and ".join(name for name in weights if rename(name) == ours) for ours in repeated
+        ],
+        **_unequal_tensors(weights, expected, own),
+    }
+    return [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
+
+
+def _is_required(name: str) -> bool:
+    """Whether a file must have the network's weight of this name."""
+    return name not in NORMALISATION and not name.endswith("num_batches_tracked")
+
+
+def _unequal_tensors(
+    weights: Weights, expected: Mapping[str, Tensor], own: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Return the weights whose shape, type or values the network cannot take, by kind of fault.
+
+    `own`: the names in the file by those of the network.
+    """
     pairs = [(own[name], weights[own[name]], expected[name]) for name in expected if name in own]
     shapes = [
         f"{name} {list(found.shape)} instead of {list(tensor.shape)}"
@@ -172,24 +188,25 @@ def _faults(
         for name, found, tensor in pairs
         if found.shape == tensor.shape and not _is_finite(found, tensor.dtype)
     ]
-    lists = {
-        "missing": list(map(back, missing)),
-        "unknown": [name for ours, name in own.items() if ours not in expected],
-        "twice, under two names": [
-            " and ".join(name for name in weights if rename(name) == ours) for ours in repeated
-        ],
+    return {
         "of another shape": shapes,
         "of another type": types,
         "not finite": infinite,
-        "negative": [
-            own[name]
-            for name, tensor in expected.items()
-            if name in own
-            and name.endswith("running_var")
-            and _is_negative(weights[own[name]], tensor.shape)
-        ],
+        "negative": _negative_variances(weights, expected, own),
     }
-    return [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
+
+
+def _negative_variances(
+    weights: Weights, expected: Mapping[str, Tensor], own: Mapping[str, str]
+) -> list[str]:
+    """Return the file's names of running variances with a negative number."""
+    return [
+        own[name]
+        for name, tensor in expected.items()
+        if name in own
+        and name.endswith("running_var")
+        and _is_negative(weights[own[name]], tensor.shape)
+    ]
 
 
 def _dtype(tensor: Tensor) -> str:

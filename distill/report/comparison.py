@@ -109,6 +109,14 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
     if not finished:
         yield Paragraph("No run is finished.")
         return
+    yield _accuracy_figure(run_groups, finished)
+    yield _group_table(finished)
+
+
+def _accuracy_figure(
+    run_groups: Sequence[Group], finished: Sequence[tuple[Group, MeanAndInterval]]
+) -> FigureBlock:
+    """Return the figure of test accuracies. `finished`: groups with results, and their top-1."""
     rows = [
         (
             group.name,
@@ -123,7 +131,11 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         "Accuracy on the test split: a point per run, a bar at the mean of a group, and the mean's "
         "95 % interval by Student's t if there are several seeds."
     )
-    yield FigureBlock("groups", caption, plots.seeds(rows))
+    return FigureBlock("groups", caption, plots.seeds(rows))
+
+
+def _group_table(finished: Sequence[tuple[Group, MeanAndInterval]]) -> Table:
+    """Return a row per group with results. `finished`: these groups, and their top-1."""
     columns = (
         Column("group", is_number=False),
         Column("seeds", grouped),
@@ -134,7 +146,7 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         Column("parameters", grouped),
         Column("training", duration, unit="s"),
     )
-    table = [
+    rows = [
         (
             group.name,
             spread.n,
@@ -147,7 +159,7 @@ def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:
         )
         for group, spread in finished
     ]
-    yield Table(ValueTable("groups", "", columns, table))
+    return Table(ValueTable("groups", "", columns, rows))
 
 
 def _mean_and_std(spread: MeanAndInterval | None) -> tuple[float, float | None] | None:

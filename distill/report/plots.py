@@ -147,24 +147,11 @@ def by_class(
     if n_between:
         text = f"{n_between} more classes"
         axes.text(0.01, n // 2, text, va="center", color=FAINT, fontsize=POINTS - 1)
-    axes.barh(places, shares[order], color=BLUE, alpha=0.45, height=0.72, label="accuracy")
-    error_bars = np.abs(intervals[order].T - shares[order])
-    axes.errorbar(
-        shares[order],
-        places,
-        xerr=error_bars,
-        label="95 % interval",
-        fmt="none",
-        ecolor=INK,
-        elinewidth=0.8,
-        capsize=1.5,
-    )
+    _draw_bars(axes, places, shares[order], intervals[order])
     if others is not None:
         axes.plot(others[order], places, "D", color=RED, ms=3, label=other, clip_on=False)
-    axes.set_yticks(places, [short_name(names[k]) for k in order])
+    _set_name_axis(axes, places, [names[k] for k in order])
     axes.set(xlim=(0, 1), ylim=(-0.6, places[-1] + 0.6))
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     legend(figure, axes, columns=3)
     return figure
@@ -213,10 +200,8 @@ def seeds(groups: Sequence[tuple[str, Floats, float, tuple[float, float] | None,
             axes.plot(interval, (place, place), color=colour, linewidth=1)
         axes.plot((mean, mean), (place - 0.28, place + 0.28), color=colour, linewidth=2)
         axes.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.6)
-    axes.set_yticks(range(len(groups)), [short_name(name) for name, *_ in reversed(groups)])
+    _set_name_axis(axes, np.arange(float(len(groups))), [name for name, *_ in reversed(groups)])
     axes.set(ylim=(-0.6, len(groups) - 0.4), xlabel="accuracy on the test split")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     return figure
@@ -246,9 +231,31 @@ def _draw(axes: Axes, series: Sequence[Series]) -> None:
         )
 
 
+def _draw_bars(axes: Axes, places: Floats, shares: Floats, intervals: Floats) -> None:
+    """Draw accuracies [n] as horizontal bars at the heights `places`, with intervals [n, 2]."""
+    axes.barh(places, shares, color=BLUE, alpha=0.45, height=0.72, label="accuracy")
+    axes.errorbar(
+        shares,
+        places,
+        xerr=np.abs(intervals.T - shares),
+        label="95 % interval",
+        fmt="none",
+        ecolor=INK,
+        elinewidth=0.8,
+        capsize=1.5,
+    )
+
+
 def _set_epoch_axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _set_name_axis(axes: Axes, places: Floats, names: Sequence[str]) -> None:
+    """Write names, shortened, at the heights `places` of the y axis, without ticks and grid."""
+    axes.set_yticks(places, [short_name(name) for name in names])
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
 
 
 def _set_percent_axis(axes: Axes) -> None:

@@ -166,16 +166,29 @@ def _classes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Block
         yield Paragraph("This run has no teacher's predictions to compare with.")
     of_teacher = [None] * len(present) if teacher is None else teacher.tolist()
     columns = class_names, n[present].tolist(), shares.tolist(), intervals, of_teacher
-    rows = list(zip(*columns, strict=True))
-    is_partial = len(chosen) < len(present)
-    title = f"Class by class: {_chosen_text(len(present))}" if is_partial else "Class by class"
+    yield _class_table(list(zip(*columns, strict=True)), chosen)
+    yield _confused_pairs(counts, names)
+
+
+def _class_table(rows: list[tuple[Any, ...]], chosen: list[int]) -> Table:
+    """Return the table of classes, of which the page shows only the rows `chosen`.
+
+    `rows`: a row per class with images, with the values of CLASS_COLUMNS.
+    """
+    is_partial = len(chosen) < len(rows)
+    title = f"Class by class: {_chosen_text(len(rows))}" if is_partial else "Class by class"
     grid = ValueTable("classes", title, CLASS_COLUMNS, rows)
-    yield Table(grid, is_long=True, on_page=chosen if is_partial else None)
+    return Table(grid, is_long=True, on_page=chosen if is_partial else None)
+
+
+def _confused_pairs(counts: Counts, names: tuple[str, ...]) -> Table:
+    """Return the table of the pairs of classes that are confused most often."""
+    n = counts.sum(axis=1)
     pairs = [
         (names[i], names[j], m, m / int(n[i])) for i, j, m in most_confused(counts, MOST_CONFUSED)
     ]
     confused = ValueTable("confused", "Confused most often", PAIR_COLUMNS, pairs)
-    yield Table(confused, is_long=len(names) <= plots.MANY_CLASSES)
+    return Table(confused, is_long=len(names) <= plots.MANY_CLASSES)
 
 
 def _best_and_worst(shares: Array) -> list[int]:

@@ -119,20 +119,27 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
         "top1": asdict(mean_and_interval(list(own.values()))),
     }
     if controls:
-        difference, p = paired_difference(list(own.values()), [controls[seed] for seed in own])
-        result |= {
-            "control": asdict(mean_and_interval(list(controls.values()))),
-            "difference": asdict(difference),
-            "p": p,
-        }
+        result |= _compare_with_controls(own, controls)
     notes = check_runs_match.missing_test_split_note([each.folder.result() for each in planned])
     result |= {"notes": notes} if notes else {}
-    result["runs"] = [
-        {"run": str(each.folder.path), "seed": each.seed, "top1": _top1(each.folder)}
-        | ({"is_control": True} if each.is_control else {})
-        for each in planned
-    ]
+    result["runs"] = [_row(each) for each in planned]
     return result
+
+
+def _row(run: SeedRun) -> dict[str, Any]:
+    """Return the entry of a finished run in `runs` of a summary."""
+    row = {"run": str(run.folder.path), "seed": run.seed, "top1": _top1(run.folder)}
+    return row | ({"is_control": True} if run.is_control else {})
+
+
+def _compare_with_controls(own: dict[int, float], controls: dict[int, float]) -> dict[str, Any]:
+    """Return `control`, `difference` and `p` of a summary, from the accuracies by seed."""
+    difference, p = paired_difference(list(own.values()), [controls[seed] for seed in own])
+    return {
+        "control": asdict(mean_and_interval(list(controls.values()))),
+        "difference": asdict(difference),
+        "p": p,
+    }
 
 
 def _check_alike(planned: Sequence[SeedRun]) -> None:

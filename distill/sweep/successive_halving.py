@@ -132,10 +132,7 @@ def search(
     remaining, rungs, found = list(planned.designs), [], dict[str, Any]()
     for number, (epochs, size) in enumerate(zip(planned.lengths(), planned.sizes(), strict=True)):
         remaining = remaining[:size]
-        designs, length = counted(len(remaining), "design"), counted(epochs, "epoch")
-        print_line(
-            f"rung {number + 1} of {planned.n_rungs}: {designs}, {length} each, from scratch"
-        )
+        print_line(_heading(planned, number, len(remaining), epochs))
         folder = parent / f"rung-{number + 1}"
         is_last = number == planned.n_rungs - 1
         rung = planned.rung(number, remaining)
@@ -147,6 +144,12 @@ def search(
     write_json(parent / SUMMARY, found)
     write_text(parent / BEST, (folder / BEST).read_text())
     return found
+
+
+def _heading(planned: Search, number: int, n_designs: int, epochs: int) -> str:
+    """Return the line that announces rung `number`, from 0."""
+    designs, length = counted(n_designs, "design"), counted(epochs, "epoch")
+    return f"rung {number + 1} of {planned.n_rungs}: {designs}, {length} each, from scratch"
 
 
 def ranked(

@@ -122,6 +122,17 @@ def _why_other_run(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -
     return ""
 
 
+def _describe(sweep: Sweep) -> dict[str, Any]:
+    """Return what a sweep searches: its name, recipe, metric, goal and search space."""
+    return {
+        "sweep": sweep.name,
+        "recipe": sweep.base.name,
+        "metric": sweep.metric,
+        "goal": "maximize" if sweep.is_maximized else "minimize",
+        "space": {name: _space_summary(space) for name, space in sweep.file.space.items()},
+    }
+
+
 def _space_summary(space: Space) -> dict[str, Any]:
     """Return the kind of a space with the labels of its options or its ends: `{"log": [0, 1]}`."""
     return {space.kind: [*map(option_label, space.options)] or list(space.bounds)}
@@ -151,11 +162,7 @@ def summary(trials: Trials) -> dict[str, Any]:
     choose = max if sweep.is_maximized else min
     states = [row["state"] for row in rows]
     return {
-        "sweep": sweep.name,
-        "recipe": sweep.base.name,
-        "metric": sweep.metric,
-        "goal": "maximize" if sweep.is_maximized else "minimize",
-        "space": {name: _space_summary(space) for name, space in sweep.file.space.items()},
+        **_describe(sweep),
         "asked": max(sweep.n_trials, len(rows)),
         "counts": {s: states.count(s) for s in ("complete", "pruned", INFEASIBLE, DIVERGED)},
         "taken_up": sum(len(row["workers"]) - 1 for row in rows),

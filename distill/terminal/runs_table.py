@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from distill.errors import UserError
@@ -117,11 +118,7 @@ def runs_table(
     used = sum(max(map(_width, column)) for column in zip(FIGURES, *figures, strict=True))
     gaps = (len(headings) + len(FIGURES) - 1) * (1 + padding)
     widths = fit_widths(width - used - gaps, names)
-    table = blank_table(padding)
-    for heading, column_width in zip(headings, widths, strict=True):
-        table.add_column(heading, no_wrap=True, width=column_width)
-    for heading in FIGURES:
-        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    table = _empty_table(headings, widths, padding)
     for run, texts, (*counts, state, age) in zip(runs, names, figures, strict=True):
         name, *others = map(wrap_name, texts, widths)
         colour = "" if run.state == "finished" else "yellow"
@@ -133,11 +130,29 @@ def runs_table(
     ]
     cut = [name for name, *_ in names if "…" in wrap_name(name, widths[0])]
     in_full = [Text(f"in full: {name}", "dim") for name in cut]
+    return Group(table, *faults, Text(_legend(runs, sources), "dim"), *in_full)
+
+
+def _empty_table(headings: Sequence[str], widths: Sequence[int], padding: int) -> Table:
+    """Return a table without rows: columns of names with these headings and widths, then FIGURES.
+
+    `padding`: extra spaces between columns.
+    """
+    table = blank_table(padding)
+    for heading, column_width in zip(headings, widths, strict=True):
+        table.add_column(heading, no_wrap=True, width=column_width)
+    for heading in FIGURES:
+        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
+    return table
+
+
+def _legend(runs: Sequence[RunListing], sources: set[str | None]) -> str:
+    """Return the explanation of the columns, with the data source if all runs have the same."""
     same = runs[0].data if len(sources) == 1 else None
     legend = LEGEND if same is None else f"{LEGEND}; data: {visible(same)}"
     if any(map(_is_unverified, runs)):
         legend = f"{legend}\n{UNVERIFIED}: {NOT_VERIFIED}"
-    return Group(table, *faults, Text(legend, "dim"), *in_full)
+    return legend
 
 
 def _is_unverified(run: RunListing) -> bool:

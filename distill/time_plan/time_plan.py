@@ -209,24 +209,15 @@ def plan(
     legal = [each for each in every if course is None or _is_legal(course, each)]
     costed = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes, size), began_at + BUDGET_S)
-    timed, waiting = [], list(costed)
-    for done in range(len(costed)):
-        each = machine.next_likely_to_fit(waiting, 60 * minutes)
-        waiting.remove(each)
-        if progress is not None:
-            progress(f"timing {each.candidate.training.recipe_spec}", done, len(costed))
-        timed.append(machine.measure(each, 60 * minutes))
-        if progress is not None:
-            progress(f"timing {each.candidate.training.recipe_spec}", len(costed), len(costed))
+    timed = _time_all(costed, machine, 60 * minutes, progress)
     rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
-    fitting = [row for row in rows if row["fits"]]
     return {
         "minutes": minutes,
         "rules": rules,
         "data": data,
         "device": measure_speed.device_name(),
         "processor_share": machine.processor_share,
-        "best": fitting[0]["recipe"] if fitting else None,
+        "best": next((row["recipe"] for row in rows if row["fits"]), None),
         "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
         "recipes": rows,
         "against_the_rules": [each.training.recipe_spec for each in every if each not in legal],
@@ -282,6 +273,26 @@ def _costs(
     by = None if teacher is None else teacher.network
     validation = float(FORWARD * images.validated * network.macs)
     return Costs(network, images, flops.training_flop(images, network, by), validation)
+
+
+def _time_all(
+    costed: list[CostedCandidate], machine: Machine, seconds: float, progress: Progress | None
+) -> list[CostedCandidate]:
+    """Return the candidates with their steps timed, those that are likely to fit first.
+
+    `seconds`: the time budget of a whole training. `progress`: called with the recipe that is
+    timed.
+    """
+    timed, waiting = [], list(costed)
+    for done in range(len(costed)):
+        each = machine.next_likely_to_fit(waiting, seconds)
+        waiting.remove(each)
+        if progress is not None:
+            progress(f"timing {each.candidate.training.recipe_spec}", done, len(costed))
+        timed.append(machine.measure(each, seconds))
+        if progress is not None:
+            progress(f"timing {each.candidate.training.recipe_spec}", len(costed), len(costed))
+    return timed
 
 
 def _measuring_order(costed: CostedCandidate) -> tuple[float, float]:

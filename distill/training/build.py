@@ -130,15 +130,8 @@ def build_state(
     online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
     check_sides(recipe, model, online, accel)
     loss = _build_loss(recipe, extractor, frozen, online, split.train, loader.size, accel)
-    optimizer = optim.optimizer(
-        nn.ModuleList([model, loss]),
-        **recipe.optim.model_dump(include=OPTIMIZER_KEYS),
-        biases=fast_biases(model),
-    )
-    model_ddp, optimizer = accel.prepare(extractor, optimizer)
+    model_ddp, optimizer = accel.prepare(extractor, _build_optimizer(recipe, model, loss))
     learns = any(parameter.requires_grad for parameter in loss.parameters())
-    depends = {name: value for name, value in identity.items() if name in fingerprints.CACHED}
-    depends |= {"part": split.train.fingerprint, "precision": accel.mixed_precision}
     state = TrainState(
         role=role,
         accelerator=accel,
@@ -146,7 +139,7 @@ def build_state(
         model_ddp=model_ddp,
         model=model,
         online_teacher=online,
-        teacher=build_teacher(recipe, online, depends),
+        teacher=build_teacher(recipe, online, _cache_identity(identity, split.train, accel)),
         loss_ddp=accel.prepare(loss) if learns else loss,
         loss=loss,
         optimizer=optimizer,
@@ -206,6 +199,26 @@ def _build_loss(
         labels=torch.from_numpy(images.labels),
     )
     return convert_sync_bn(loss, recipe, accel).to(accel.device)
+
+
+def _build_optimizer(recipe: Recipe, model: nn.Module, loss: Objective) -> torch.optim.Optimizer:
+    """Build the optimizer of the network's parameters and of those of the loss terms."""
+    return optim.optimizer(
+        nn.ModuleList([model, loss]),
+        **recipe.optim.model_dump(include=OPTIMIZER_KEYS),
+        biases=fast_biases(model),
+    )
+
+
+def _cache_identity(
+    identity: dict[str, str], images: ImageSet, accel: Accelerator
+) -> dict[str, str]:
+    """Return the fingerprints and settings that cached teacher logits depend on, by name.
+
+    `images`: those that are trained on.
+    """
+    depends = {name: value for name, value in identity.items() if name in fingerprints.CACHED}
+    return depends | {"part": images.fingerprint, "precision": accel.mixed_precision}
 
 
 def _build_ema(recipe: Recipe, model: nn.Module, loader: Loader) -> ModelEmaV3 | None:

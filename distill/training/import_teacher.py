@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from distill.components import fingerprints
@@ -14,7 +15,7 @@ from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.data_pipeline import split_images
 from distill.components.normalisation import with_values
-from distill.components.read_test_split import identify_test, test_split
+from distill.components.read_test_split import SplitIdentity, identify_test, test_split
 from distill.data.image_set import SIDE, ImageSet
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
@@ -55,6 +56,18 @@ class ImportRequest:
     # network whose code normalises its images itself.
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImportedTeacher:
+    """A network with imported weights, and the images that it belongs to."""
+
+    net: nn.Module
+    recipe: Recipe  # of its run folder
+    images: ImageSet  # the train split
+    test: SplitIdentity
+    normalisation: Normalisation | None  # None for a network that has none
+    accelerator: Accelerator
 
 
 def recipe_of(network: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -155,12 +168,19 @@ def import_teacher(
     Raises UserError if the weights cannot be read or do not fit the network, if the images'
     normalisation is not known, or if the folder cannot be used; nothing is written then.
     """
-    folder = RunFolder(request.out)
+    folder, teacher = RunFolder(request.out), _load_teacher(request, progress)
+    with lock.lock_run_folder(folder.path):
+        run_folder.check_out(folder, resume=False, can_resume=False)
+        yield from _measure_and_write(folder, request, teacher, progress)
+
+
+def _load_teacher(request: ImportRequest, progress: Progress | None) -> ImportedTeacher:
+    """Load images and weights into memory. Raises UserError as `import_teacher` does."""
     weights = check_files(request)
     recipe, accel = with_code(request.recipe, "teacher"), evaluation_accelerator()
     source, size = recipe.data.source, recipe.data.size
     images = load_data_set.load(source, "train", size=size, progress=progress)
-    test_identity = identify_test(source, images, size=size, progress=progress)
+    test = identify_test(source, images, size=size, progress=progress)
     recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
     net = build_network(recipe, "teacher", images.n_classes)
     faults: list[str] = []
@@ -174,31 +194,46 @@ def import_teacher(
     recipe = with_values(recipe, values)
     if values is not None:  # the file may have other values
         set_normalisation(net, *values)
-    with lock.lock_run_folder(folder.path):
-        run_folder.check_out(folder, resume=False, can_resume=False)
-        start = Start(
-            run=str(folder.path), role="teacher", recipe=NAME,
-            network=network_name(recipe, "teacher", images.n_classes),
-            parameters=cost.count_parameters(net), data=source, train_images=len(images.labels),
-            val_images=0, n_classes=images.n_classes, processes=1, device=accel.device.type,
-            precision="fp32", batch_size=recipe.train.batch_size, epochs=0, steps_per_epoch=0,
-            first_step=0, notes=(f"the weights were imported from {request.weights.name}",),
-        )  # fmt: skip
-        data = _data(recipe, images, test_identity)
-        write_results.check_result(recipe, start, data, "")
-        run_folder.write_text(folder.recipe, recipes.dumps(recipe))
-        run_folder.write_json(folder.environment, environment.describe(accel))
-        yield start
-        test = test_split(source, size=images.size, progress=progress)
-        to_device(net, accel.device)
-        tested = final_test.measure_on_test(folder, net, None, None, test, accel, progress=progress)
-        path = folder.weights("teacher")
-        checkpoint.save_weights(path, checkpoint.copy_weights(net))
-        end = End(0, tested, start.parameters, 0.0, str(path))
-        yield end
-        write_results.write_result(
-            folder, recipe, start, end, data, "", imported=_origin(request, values)
-        )
+    return ImportedTeacher(net, recipe, images, test, values, accel)
+
+
+def _measure_and_write(
+    folder: RunFolder, request: ImportRequest, teacher: ImportedTeacher, progress: Progress | None
+) -> Generator[Start | End]:
+    """Measure the teacher on the test split and write the files of its run folder.
+
+    Yields the events for the journal.
+    """
+    recipe, net, accel = teacher.recipe, teacher.net, teacher.accelerator
+    start = _start_event(folder, request, teacher)
+    data = _data(recipe, teacher.images, teacher.test)
+    write_results.check_result(recipe, start, data, "")
+    run_folder.write_text(folder.recipe, recipes.dumps(recipe))
+    run_folder.write_json(folder.environment, environment.describe(accel))
+    yield start
+    test = test_split(recipe.data.source, size=teacher.images.size, progress=progress)
+    to_device(net, accel.device)
+    tested = final_test.measure_on_test(folder, net, None, None, test, accel, progress=progress)
+    path = folder.weights("teacher")
+    checkpoint.save_weights(path, checkpoint.copy_weights(net))
+    end = End(0, tested, start.parameters, 0.0, str(path))
+    yield end
+    imported = _origin(request, teacher.normalisation)
+    write_results.write_result(folder, recipe, start, end, data, "", imported=imported)
+
+
+def _start_event(folder: RunFolder, request: ImportRequest, teacher: ImportedTeacher) -> Start:
+    """Return the start event of a run without training steps."""
+    recipe, images = teacher.recipe, teacher.images
+    return Start(
+        run=str(folder.path), role="teacher", recipe=NAME,
+        network=network_name(recipe, "teacher", images.n_classes),
+        parameters=cost.count_parameters(teacher.net), data=recipe.data.source,
+        train_images=len(images.labels), val_images=0, n_classes=images.n_classes, processes=1,
+        device=teacher.accelerator.device.type, precision="fp32",
+        batch_size=recipe.train.batch_size, epochs=0, steps_per_epoch=0, first_step=0,
+        notes=(f"the weights were imported from {request.weights.name}",),
+    )  # fmt: skip
 
 
 def top1(folder: RunFolder) -> float:
@@ -206,7 +241,7 @@ def top1(folder: RunFolder) -> float:
     return float(folder.result()["metrics"][measure_name("top1", "test")])
 
 
-def _data(recipe: Recipe, images: Any, test: Any) -> dict[str, Any]:
+def _data(recipe: Recipe, images: ImageSet, test: SplitIdentity) -> dict[str, Any]:
     identity = fingerprints.identity(recipe, images, "", test)
     return {
         "fingerprint": split_images(recipe, images).fingerprint,

@@ -7,7 +7,9 @@ in the recipe's batch. The weights are random, because the time of a step does n
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -106,27 +108,48 @@ def measure(
         return Speed(time_range([first_s]), 0.0, first_s, first_s)
     # Parts of the training, as (begin, end) in 0..1, between which the active loss terms change.
     spans = list(pairwise([*state.loss.change_points, 1.0]))
-
-    def set_batch_size(image_s: float) -> int:
-        size = _batch_size(recipe, len(spans), image_s, until, most_step_s)
-        if size != state.loader.batch_size:
-            state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
-        return size
-
-    size, image_s = set_batch_size(first_s), first_s
-    if FIRST_BATCH < size < _full_batch(recipe) and time.monotonic() + 2 * size * first_s < until:
-        # In the first batch an image takes up to four times as long: estimate again.
-        image_s = _time_one_step(state, size)
-        size = set_batch_size(image_s)
+    size_for = partial(_batch_size, recipe, len(spans), until=until, most_step_s=most_step_s)
+    size, image_s = _choose_batch_size(state, recipe, images, first_s, until, size_for)
     times = [
         _image_seconds(state, size, begin, ENOUGH_S / len(spans), until, image_s)
         for begin, _ in spans
     ]
     image = _mean_over_training(times, [end - begin for begin, end in spans], size, recipe)
-    teacher_s = 0.0
-    if recipe.cache is not None and time.monotonic() < until:
-        teacher_s = min(minutes_to_steps.teacher_seconds_per_step(state) / size, image.mean)
+    is_teacher_timed = recipe.cache is not None and time.monotonic() < until
+    teacher_s = _teacher_seconds(state, size, image.mean) if is_teacher_timed else 0.0
     return Speed(image, teacher_s, min(map(min, times)), first_s)
+
+
+def _teacher_seconds(state: TrainState, size: int, most_s: float) -> float:
+    """Return the teacher's seconds per image in a batch of `size`, at most `most_s`."""
+    return min(minutes_to_steps.teacher_seconds_per_step(state) / size, most_s)
+
+
+def _choose_batch_size(
+    state: TrainState,
+    recipe: Recipe,
+    images: ImageSet,
+    first_s: float,
+    until: float,
+    size_for: Callable[[float], int],
+) -> tuple[int, float]:
+    """Set the batch size to time in `state`; return it, and the seconds per image of a step.
+
+    `first_s`: the seconds per image in a batch of FIRST_BATCH. `size_for` returns the batch size to
+    time by the seconds per image.
+    """
+
+    def set_batch_size(size: int) -> int:
+        if size != state.loader.batch_size:
+            state.loader = build_loader(_with_batch_size(recipe, size), images, state.accelerator)
+        return size
+
+    size, image_s = set_batch_size(size_for(first_s)), first_s
+    if FIRST_BATCH < size < _full_batch(recipe) and time.monotonic() + 2 * size * first_s < until:
+        # In the first batch an image takes up to four times as long: estimate again.
+        image_s = _time_one_step(state, size)
+        size = set_batch_size(size_for(image_s))
+    return size, image_s
 
 
 def _mean_over_training(

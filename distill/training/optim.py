@@ -1,4 +1,12 @@
-"""Build optimizers by timm's names."""
+"""Build optimizers by timm's names.
+
+Weight decay is decoupled in adamw, nadamw, lion, muon, adan and adafactor; in the others, including
+nadam, it is added to the gradient (L2).
+
+muon (Jordan, 2024) updates convolution kernels, flattened to [outputs, inputs * k * k], and the
+linear layer, with plain momentum and steps of AdamW's size (arXiv 2502.16982). Norms, biases and
+parameters with fewer than 4 rows are updated by AdamW.
+"""
 
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -32,18 +40,8 @@ def optimizer(
     `eps` to all but sgd, momentum and lion. None means timm's default. Arguments that an optimizer
     does not have are ignored; `distill/recipe/constraints.py` refuses invalid combinations.
 
-    Weight decay is decoupled in adamw, nadamw, lion, muon, adan and adafactor; in the others,
-    including nadam, it is added to the gradient (L2). `decay_norm=False` excludes norms and biases
-    from it; for small networks with SGD, decaying them helps.
-
-    muon (Jordan, 2024) updates convolution kernels, flattened to [outputs, inputs * k * k], and the
-    linear layer, with plain momentum and steps of AdamW's size (arXiv 2502.16982). Norms, biases
-    and parameters with fewer than 4 rows are updated by AdamW.
-
-    `biases` are trained at `bias_lr` times the learning rate, in parameter groups of their own.
-    Their weight decay is divided by `bias_lr`, so that learning rate times decay is the same for
-    all parameters. D. Page (davidcpage/cifar10-fast) and K. Jordan (arXiv 2404.00498) use a factor
-    of 64.
+    `decay_norm=False` excludes norms and biases from weight decay; for small networks with SGD,
+    decaying them helps. `biases` are trained at `bias_lr` times the learning rate.
     """
     options: dict[str, Any] = {"betas": betas, "eps": eps}
     if bias_lr != 1:
@@ -84,7 +82,12 @@ def _parameter_groups(
     bias_lr: float,
     biases: Collection[nn.Parameter],
 ) -> list[dict[str, Any]]:
-    """Return timm's parameter groups, with `biases` moved to groups with a scaled learning rate."""
+    """Return timm's parameter groups, with `biases` in groups of their own.
+
+    These have `bias_lr` times the learning rate. Their weight decay is divided by `bias_lr`, so
+    that learning rate times decay is the same for all parameters. D. Page (davidcpage/cifar10-fast)
+    and K. Jordan (arXiv 2404.00498) use a factor of 64.
+    """
     scaled_ids = {id(bias) for bias in biases}
 
     def split(group: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -108,6 +108,19 @@ class PreparedRun:
     notes: tuple[str, ...]  # for the user, on resuming, teachers, compilation and number of steps
 
 
+@dataclass(frozen=True)
+class RunInputs:
+    """A request with everything that is loaded before its networks are built."""
+
+    request: TrainingRequest  # its recipe names the teachers and describes the images
+    split: TrainValSplit
+    teacher: FrozenTeacher | None
+    test: SplitIdentity
+    identity: dict[str, str]  # fingerprints of data and teacher, by name
+    passed_over: tuple[str, ...]  # notes on broken runs, which were not considered as teachers
+    teacher_notes: Sequence[str]  # on the choice of teachers
+
+
 def train_and_test(
     request: TrainingRequest, *, progress: Progress | None = None
 ) -> Generator[Event]:
@@ -142,14 +155,7 @@ def train_and_test(
             finish_early.select_weights(ready.state)
         else:
             yield from loop.train(ready.state)
-        try:
-            end = _finish(ready, start, progress)
-        except UserError as fault:  # the request was valid when the run began
-            raise Failure(str(fault)) from fault
-        yield end
-        if accel.is_main_process:
-            _write_result(ready, start, end, is_early)
-        accel.wait_for_everyone()
+        yield from _finish(ready, start, is_early, progress)
 
 
 @contextmanager
@@ -184,24 +190,56 @@ def _prepare(
     request: TrainingRequest, folder: RunFolder, accel: Accelerator, progress: Progress | None
 ) -> PreparedRun:
     """Load data and teacher, build the state, and write recipe and environment to the folder."""
-    source = request.recipe.data.source
     earlier = recipes.read(folder.recipe) if request.resume and folder.is_run else None
-    size = _image_size(request.recipe, earlier)
-    load_data_set.check(source, size=size)  # now, not after the last epoch
-    with accel.main_process_first():  # one process decodes, the others read the cache
-        images = load_data_set.load(source, "train", size=size, progress=progress)
-        test = identify_test(source, images, size=size, progress=progress)
+    inputs = _load_inputs(request, earlier, folder, accel, progress)
+    request, recipe = inputs.request, inputs.request.recipe
+    with running(progress, "building the networks"):
+        state = build.build_state(
+            recipe, request.role, inputs.split, inputs.teacher, folder, accel, inputs.identity
+        )
+    memory_need.check_memory(state, recipe)
+    state.stop_signal, state.progress = request.stop, progress
+    resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
+    if request.ends_early:
+        finish_early.check_is_trained(state)
+    hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
+    notes = (
+        *_notes_on_resuming(request, earlier, resumed),
+        *inputs.passed_over,
+        *(() if request.ends_early else _changed_source_note(hashes)),
+        *inputs.teacher_notes,
+        *_decide_compilation_and_steps(state, recipe, resumed.progress, progress),
+        *_plan_epoch_weights(state, request),
+    )
+    accel.wait_for_everyone()  # all have read the folder before it is written
+    # The files of a run that ends early describe its training, not the command that ends it.
+    if accel.is_main_process and not request.ends_early:
+        run_folder.write_text(folder.recipe, recipes.of_run(recipe))
+        described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
+        described |= {"sources": hashes} if len(hashes) > 1 else {}
+        run_folder.write_json(folder.environment, described)
+    return PreparedRun(request, inputs.split, inputs.teacher, state, inputs.test, notes)
+
+
+def _load_inputs(
+    request: TrainingRequest,
+    earlier: Recipe | None,
+    folder: RunFolder,
+    accel: Accelerator,
+    progress: Progress | None,
+) -> RunInputs:
+    """Load images and teachers, and write them into the request's recipe.
+
+    `earlier`: the recipe of the run that is resumed; None for a new run. Raises UserError if images
+    or teachers do not fit the recipe or the run, or if they differ between processes.
+    """
+    images, test = _load_images(request.recipe, earlier, accel, progress)
     request = replace(request, recipe=_with_images(request.recipe, images, earlier))
     with running(progress, "computing the fingerprint of the train split"):
         split = split_images(request.recipe, images)
     places = dict.fromkeys([folder.path.parent, run_folder.RUNS])
-    passed_over = selection.notes_on_broken_runs(request.recipe, earlier, places)
-    chosen = selection.resolve_teachers(
-        request.recipe, images, split, earlier, places, request.name
-    )
-    # The choice of rank 0: the processes may see different runs in the folders.
-    [(recipe, teacher_notes)] = broadcast_object_list([chosen])
-    recipe = with_paired_stages(recipe, selection.network_of_teacher(recipe), earlier)
+    passed_over = tuple(selection.notes_on_broken_runs(request.recipe, earlier, places))
+    recipe, teacher_notes = _choose_teachers(request, images, split, earlier, places)
     recipe = with_code(recipe, request.role)
     own_recipe, request = with_code(request.recipe, request.role), replace(request, recipe=recipe)
     if not request.ends_early:
@@ -215,34 +253,49 @@ def _prepare(
     check_same_inputs(
         accel, lambda: {fingerprints.CALLED[k]: v for k, v in (identity | requested).items()}
     )
-    with running(progress, "building the networks"):
-        state = build.build_state(recipe, request.role, split, teacher, folder, accel, identity)
-    memory_need.check_memory(state, recipe)
-    state.stop_signal, state.progress = request.stop, progress
-    resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
-    if request.ends_early:
-        finish_early.check_is_trained(state)
-    hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
-    lost = earlier is not None and not resumed.progress
-    is_new = request.resume and earlier is None
-    notes = (
-        *(["this run has no checkpoint: it starts from the beginning"] if lost else []),
-        *(["there is no run to resume here: it starts from the beginning"] if is_new else []),
-        *resumed.notes,
-        *passed_over,
-        *(() if request.ends_early else _changed_source_note(hashes)),
-        *teacher_notes,
-        *_decide_compilation_and_steps(state, recipe, resumed.progress, progress),
-        *_plan_epoch_weights(state, request),
+    return RunInputs(request, split, teacher, test, identity, passed_over, teacher_notes)
+
+
+def _load_images(
+    recipe: Recipe, earlier: Recipe | None, accel: Accelerator, progress: Progress | None
+) -> tuple[ImageSet, SplitIdentity]:
+    """Return the train split and the identity of the test split, after checking that both exist."""
+    source, size = recipe.data.source, _image_size(recipe, earlier)
+    load_data_set.check(source, size=size)  # now, not after the last epoch
+    with accel.main_process_first():  # one process decodes, the others read the cache
+        images = load_data_set.load(source, "train", size=size, progress=progress)
+        test = identify_test(source, images, size=size, progress=progress)
+    return images, test
+
+
+def _choose_teachers(
+    request: TrainingRequest,
+    images: ImageSet,
+    split: TrainValSplit,
+    earlier: Recipe | None,
+    places: Iterable[Path],
+) -> tuple[Recipe, Sequence[str]]:
+    """Return the recipe with its teachers and the stages that are compared, and notes on them.
+
+    `earlier`: as in `_load_inputs`. `places`: the folders to search for a teacher.
+    """
+    chosen = selection.resolve_teachers(
+        request.recipe, images, split, earlier, places, request.name
     )
-    accel.wait_for_everyone()  # all have read the folder before it is written
-    # The files of a run that ends early describe its training, not the command that ends it.
-    if accel.is_main_process and not request.ends_early:
-        run_folder.write_text(folder.recipe, recipes.of_run(recipe))
-        described = environment.describe(accel) | {"recipe_origins": dict(request.origins)}
-        described |= {"sources": hashes} if len(hashes) > 1 else {}
-        run_folder.write_json(folder.environment, described)
-    return PreparedRun(request, split, teacher, state, test, notes)
+    # The choice of rank 0: the processes may see different runs in the folders.
+    [(recipe, notes)] = broadcast_object_list([chosen])
+    return with_paired_stages(recipe, selection.network_of_teacher(recipe), earlier), notes
+
+
+def _notes_on_resuming(
+    request: TrainingRequest, earlier: Recipe | None, resumed: Resumed
+) -> Iterator[str]:
+    """Yield notes on what is resumed, and on what is missing. `earlier`: as in `_load_inputs`."""
+    if earlier is not None and not resumed.progress:
+        yield "this run has no checkpoint: it starts from the beginning"
+    if request.resume and earlier is None:
+        yield "there is no run to resume here: it starts from the beginning"
+    yield from resumed.notes
 
 
 def _image_size(recipe: Recipe, earlier: Recipe | None) -> int | None:
@@ -341,13 +394,22 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None, progress: Progre
 
     `killed`: the process that was killed in the folder; None if there is none.
     """
-    request, split, state = ready.request, ready.split, ready.state
-    accel, recipe = state.accelerator, request.recipe
+    request, state = ready.request, ready.state
     teacher_top1, teacher_images = None, None
     if ready.teacher is not None:
         teacher_top1, teacher_images = _measure_teacher(ready.teacher, ready, progress)
     with running(progress, "reading the cached logits"):
-        own_notes = tuple(start_notes(state, recipe, split, ready.test, teacher_top1))
+        own_notes = start_notes(state, request.recipe, ready.split, ready.test, teacher_top1)
+        notes = (*_killed_note(killed), *request.notes, *ready.notes, *own_notes)
+    return replace(
+        _start_facts(ready), teacher_top1=teacher_top1, teacher_images=teacher_images, notes=notes
+    )
+
+
+def _start_facts(ready: PreparedRun) -> Start:
+    """Return the start event without the teacher's accuracy and without notes."""
+    request, split, state = ready.request, ready.split, ready.state
+    accel, recipe = state.accelerator, request.recipe
     return Start(
         run=str(state.folder.path),
         role=request.role,
@@ -369,14 +431,6 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None, progress: Progre
         first_epoch=state.epoch,
         retries=state.retries,
         teacher=" + ".join(str(run.path) for run in selection.named_teachers(recipe)) or None,
-        teacher_top1=teacher_top1,
-        teacher_images=teacher_images,
-        notes=(
-            *_killed_note(killed),
-            *request.notes,
-            *ready.notes,
-            *own_notes,
-        ),
     )
 
 
@@ -426,7 +480,26 @@ def _cached_accuracy(key: str) -> float | None:
     return float(cached) if cached is not None and 0 <= cached <= 1 else None
 
 
-def _finish(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
+def _finish(
+    ready: PreparedRun, start: Start, is_early: bool, progress: Progress | None
+) -> Generator[End]:
+    """Save and measure the final weights, yield the end event, and then write result.json.
+
+    `is_early`: whether the run was finished before its last step. Raises Failure if it cannot be
+    finished.
+    """
+    accel = ready.state.accelerator
+    try:
+        end = _save_and_test(ready, start, progress)
+    except UserError as fault:  # the request was valid when the run began
+        raise Failure(str(fault)) from fault
+    yield end
+    if accel.is_main_process:
+        _write_result(ready, start, end, is_early)
+    accel.wait_for_everyone()
+
+
+def _save_and_test(ready: PreparedRun, start: Start, progress: Progress | None) -> End:
     """Save the best epoch's weights as the final weights; measure the test split if requested."""
     request, split, state = ready.request, ready.split, ready.state
     accel, folder, best = state.accelerator, state.folder, state.best

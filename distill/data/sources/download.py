@@ -222,26 +222,27 @@ def fetch(
     """
     archive = _archive_of(source)
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
-    if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
-        raise UserError(
-            f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
-            f"Give --mirror https://…/{archive.name}; if you already have the file, put it into "
-            f"{folder}."
-        )
+    _check_addresses(addresses, archive, folder)
     download = Download(archive, folder, progress, stall_s, total_s)
-    try:
+    with _explain_file_errors(download):
         if download.target.exists():
             check(download.target, archive)
             return download.target
-        folder.mkdir(parents=True, exist_ok=True)
-        lock_file = Path(f"{download.part}.lock")
-        lock.check_single_file(download.part, "--into")
-        lock.check_lock_file(lock_file, "--into")
-        with FileLock(lock_file, blocking=False):
-            return download.run(list(dict.fromkeys(addresses)))
+        return _run_locked(download, list(dict.fromkeys(addresses)))
+
+
+@contextmanager
+def _explain_file_errors(download: Download) -> Iterator[None]:
+    """Raise UserError, with what to type next, if the file or its folder cannot be used.
+
+    Raises Failure if another download into the folder is running.
+    """
+    target, folder = download.target, download.folder
+    try:
+        yield
     except InvalidFile as fault:
         raise UserError(
-            f"{download.target} cannot be read: {fault}.\nDelete it, or type --into ANOTHER_FOLDER."
+            f"{target} cannot be read: {fault}.\nDelete it, or type --into ANOTHER_FOLDER."
         ) from fault
     except Timeout:
         raise Failure(f"another download into {folder} is running; wait for it.") from None
@@ -250,6 +251,29 @@ def fetch(
             f"nothing can be read or written in {folder} ({error.strerror}: {error.filename}).\n"
             "Type --into ANOTHER_FOLDER."
         ) from error
+
+
+def _check_addresses(addresses: Sequence[str], archive: Archive, folder: Path) -> None:
+    """Raise UserError, naming them, if some addresses are not those of files on the web."""
+    if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
+        raise UserError(
+            f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
+            f"Give --mirror https://…/{archive.name}; if you already have the file, put it into "
+            f"{folder}."
+        )
+
+
+def _run_locked(download: Download, addresses: Sequence[str]) -> Path:
+    """Run a download while no other one writes into its folder; return the path of the file.
+
+    Raises Timeout if another one is running.
+    """
+    download.folder.mkdir(parents=True, exist_ok=True)
+    lock_file = Path(f"{download.part}.lock")
+    lock.check_single_file(download.part, "--into")
+    lock.check_lock_file(lock_file, "--into")
+    with FileLock(lock_file, blocking=False):
+        return download.run(addresses)
 
 
 def check(path: Path, archive: Archive) -> None:

@@ -152,15 +152,7 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
 
     Raises UserError if neither split can be read.
     """
-    splits: dict[Split, ImageSet] = {}
-    faults: list[str] = []
-    for split in SPLITS:
-        try:
-            splits[split] = load(source, split, progress=progress)
-        except UserError as fault:
-            faults.append(str(fault))
-    if not splits:
-        raise UserError("\n".join(dict.fromkeys(faults)))
+    splits, faults = _load_splits(source, progress)
     facts: dict[str, Any] = {"source": source}
     for split, images in splits.items():
         facts[f"{split}_images"] = len(images.labels)
@@ -177,6 +169,23 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
         describe(images) and not _misnamed_class_note(images) for images in splits.values()
     )
     return facts | {"faults": faults}
+
+
+def _load_splits(source: str, progress: Progress | None) -> tuple[dict[Split, ImageSet], list[str]]:
+    """Return the splits that can be read, and the errors of the others.
+
+    Raises UserError if neither can be read.
+    """
+    splits: dict[Split, ImageSet] = {}
+    faults: list[str] = []
+    for split in SPLITS:
+        try:
+            splits[split] = load(source, split, progress=progress)
+        except UserError as fault:
+            faults.append(str(fault))
+    if not splits:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    return splits, faults
 
 
 def _published_name(splits: Mapping[Split, ImageSet]) -> str:
