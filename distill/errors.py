@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from distill.files.escape_text import visible
 
 LISTED = 10  # faults of a data set that one message lists; further ones are only counted
+MOST_FAULTS = 100  # of a recipe or sweep in a message
 
 
 class UserError(Exception):
@@ -28,6 +29,12 @@ class RaisedByAll(UserError):
 
 class Failure(Exception):
     """A valid request could not be carried out: disk, network, divergence. Exit code 1."""
+
+
+def first_faults(faults: Sequence[str]) -> list[str]:
+    """Return the first MOST_FAULTS faults, and a line with the number of the others, if any."""
+    more = len(faults) - MOST_FAULTS
+    return [*faults[:MOST_FAULTS], *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:

@@ -106,11 +106,11 @@ def build(
 ) -> OwnNetwork:
     """Build a network by calling its code, and check it on two images.
 
-    The callable NAME (a class or a function) receives `arguments` and the number of classes, as
-    `classes`, `num_classes` or `n_classes`, and returns a module. `sha256`: what the source file
-    must have. Raises UserError if the code is not allowed, is another one, or fails, and if the
-    module does not map images [2, 3, H, W] in [0, 1] to finite logits [2, classes] or has no
-    parameter.
+    The callable NAME, a class or a function that the code itself defines, receives `arguments` and
+    the number of classes, as `classes`, `num_classes` or `n_classes`, and returns a module.
+    `sha256`: what the source file must have. Raises UserError if the code is not allowed, is
+    another one, or fails, and if the module does not map images [2, 3, H, W] in [0, 1] to finite
+    logits [2, classes] or has no parameter.
     """
     source = source_of(network)
     if sha256 is not None and source.sha256 != sha256:
@@ -120,10 +120,7 @@ def build(
             "Restore that file, or train again in another --out."
         )
     name = split_own(network)[1]
-    module = _execute(source.path, source.content)
-    make = getattr(module, name, None)
-    if not callable(make):
-        raise UserError(f"{source.path} has no class or function {name}{_callables(module)}.")
+    make = _defined(_execute(source.path, source.content), name, source.path)
     net = _called(make, network, dict(arguments), classes)
     wrapped = OwnNetwork(net, normalize)
     _check(wrapped, network, classes, image_size)
@@ -173,15 +170,26 @@ def _execute(path: Path, content: bytes) -> types.ModuleType:
     return module
 
 
-def _callables(module: types.ModuleType) -> str:
-    own = [
-        name
-        for name, value in vars(module).items()
-        if callable(value)
-        and getattr(value, "__module__", None) == module.__name__
-        and not name.startswith("_")
-    ]
-    return f"; it has {', '.join(own[:10])}" if own else ""
+def _defined(module: types.ModuleType, name: str, path: Path) -> Callable[..., Any]:
+    """Return the class or function that the code itself defines under this name.
+
+    Names that the code imports are refused: the user allowed the file, and a recipe, which may come
+    from somebody else, would choose the imported function and its arguments. Raises UserError.
+    """
+    own = {key: value for key, value in vars(module).items() if _is_defined_in(module, value)}
+    if name in own:
+        make: Callable[..., Any] = own[name]
+        return make
+    imported = ": it imports that name, and only what it defines is called" * (
+        callable(vars(module).get(name))
+    )
+    public = [key for key in own if not key.startswith("_")][:10]
+    listed = f"; it has {', '.join(public)}" if public else ""
+    raise UserError(f"{path} has no class or function {name}{imported}{listed}.")
+
+
+def _is_defined_in(module: types.ModuleType, value: object) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 def _called(

@@ -81,12 +81,12 @@ def _role_of_unfinished(folder: "RunFolder") -> "Role":
             "Train it with its own command and --resume."
         )
     role = run_folder.role_begun(folder)
-    if role not in ("teacher", "student"):
+    if role is None:
         raise UserError(
             f"run {path} cannot be finished: the progress.json of its checkpoint is damaged.\n"
             "Restore the checkpoint, or train again in another --out."
         )
-    return "teacher" if role == "teacher" else "student"
+    return role
 
 
 def _recipe(folder: "RunFolder", teachers: list[str], data: str | None) -> "Recipe":

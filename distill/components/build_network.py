@@ -1,6 +1,7 @@
 """Build the network that a recipe describes; load a trained one; move it to a device."""
 
 import sys
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from distill.components import normalisation
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
-from distill.format import counted
+from distill.format import counted, format_size
 from distill.models import checkpoint, cost
 from distill.models.convolutions_of_small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
@@ -26,6 +27,7 @@ from students.normalize_images import normalises, set_normalisation
 from students.resnet import ResNet
 
 Module = TypeVar("Module", bound=nn.Module)
+FLOAT32 = 4  # bytes of a parameter of the networks that a recipe describes
 
 
 def network_table(recipe: Recipe, role: Role) -> schema.Student | schema.Teacher:
@@ -93,18 +95,57 @@ def count_by_building(recipe: Recipe, role: Role, n_classes: int = 10) -> dict[s
     if isinstance(table, schema.Student):
         table = table.model_copy(update={"max_params": sys.maxsize})
         recipe = recipe.model_copy(update={"student": table})
-    try:
-        with torch.device("meta"):
-            net = build_network(recipe, role, n_classes)
-    except UserError:  # the user's own code may need weights
-        if not is_own(table.network):
-            raise
-        net = build_network(recipe, role, n_classes)
+    net = build_without_weights(recipe, role, n_classes)
     return {
         "parameters": cost.count_parameters(net),
         "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
         "macs": cost.count_macs(net.eval(), recipe.data.image_size),
     }
+
+
+def build_without_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
+    """Build a network on the meta device; one of the user's own code that cannot be built there is
+    built with weights. Raises as `build_network`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_network(recipe, role, n_classes)
+    except UserError:  # the user's own code may need weights
+        if not is_own(network_table(recipe, role).network):
+            raise
+        return build_network(recipe, role, n_classes)
+
+
+def check_weights_file(recipe: Recipe, role: Role, n_classes: int, path: Path) -> None:
+    """Raise UserError if a file is missing or too small for the weights of a recipe's network.
+
+    This is checked before the network is built, since a recipe that somebody else wrote may
+    describe a network larger than the memory. The size of a network of the user's own code is that
+    on the meta device, and is not checked if the code cannot be built there.
+    """
+    try:
+        found = path.stat().st_size
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
+    table = network_table(recipe, role)
+    described = network_cost.describe(table, n_classes, recipe.data.image_size)
+    if described is not None:
+        parameters, needed = described.parameters, FLOAT32 * described.parameters
+    else:
+        try:
+            with torch.device("meta"):
+                net = build_network(recipe, role, n_classes)
+        except UserError:
+            if not is_own(table.network):
+                raise
+            return
+        parameters, needed = cost.count_parameters(net), sum(p.nbytes for p in net.parameters())
+    if needed > found:
+        raise UserError(
+            f"{path} is not the file that its run wrote: it has {format_size(found)}, and the "
+            f"{parameters:,} parameters of {network_name(recipe, role, n_classes)} need "
+            f"{format_size(needed)}.\nRestore it, or train it again in another --out."
+        )
 
 
 def with_code(recipe: Recipe, role: Role) -> Recipe:
@@ -196,6 +237,8 @@ def load_trained_and_sha256(run: RunFolder) -> tuple[nn.Module, str]:
     """
     check_runs_match.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
-    net = build_network(recipe, run.role, len(result["class_names"]))
-    checkpoint.load_weights(run.weights(run.role), net, result["weights"])
+    n_classes, weights = len(result["class_names"]), run.weights(run.role)
+    check_weights_file(recipe, run.role, n_classes, weights)
+    net = build_network(recipe, run.role, n_classes)
+    checkpoint.load_weights(weights, net, result["weights"])
     return net.eval(), result["weights"]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.components.build_network import build_network
+from distill.components.build_network import build_without_weights
 from distill.data.image_set import SIDE
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import Role
@@ -23,8 +23,8 @@ class LayerSummary(NamedTuple):
 
 
 def layers_of_recipe(recipe: Recipe, role: Role, n_classes: int) -> list[LayerSummary]:
-    """List the layers of the network that a recipe describes, built with initial weights."""
-    return list_layers(build_network(recipe, role, n_classes), recipe.data.image_size)
+    """List the layers of the network that a recipe describes, without allocating its weights."""
+    return list_layers(build_without_weights(recipe, role, n_classes), recipe.data.image_size)
 
 
 @torch.no_grad()
@@ -44,7 +44,8 @@ def list_layers(net: nn.Module, size: int = SIDE) -> list[LayerSummary]:
     ]
     was_training = net.training
     try:
-        net.eval()(torch.zeros(1, 3, size, size))
+        device = next(net.parameters()).device  # "meta" if only the shapes are wanted
+        net.eval()(torch.zeros(1, 3, size, size, device=device))
     finally:
         net.train(was_training)
         for handle in handles:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from distill.components.build_accelerator import evaluation_accelerator
-from distill.components.build_network import build_network, to_device
+from distill.components.build_network import build_network, check_weights_file, to_device
 from distill.components.data_pipeline import split_indices
 from distill.components.read_test_split import check_tested, test_split
 from distill.data.sources import load_data_set
@@ -118,6 +118,8 @@ def _measure_new(
     """
     check_runs_match.check_recipe_of_result(folder)
     recipe, accel = recipes.read(folder.recipe), evaluation_accelerator()
+    for epoch in weights:
+        check_weights_file(recipe, folder.role, len(class_names), weights_path(folder, epoch))
     splits = _splits(folder, recipe, class_names, progress)
     net = to_device(build_network(recipe, folder.role, len(class_names)), accel.device)
     for done, (epoch, sha256) in enumerate(weights.items()):

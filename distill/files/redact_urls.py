@@ -11,6 +11,10 @@ from urllib.parse import unquote, unquote_plus
 HIDDEN = "***"
 PAIR = re.compile("[^&;]+")  # one key=value of a query
 PARAMETER = re.compile(r"(?P<key>;[^=;/#]*)=[^;/#]*")  # a parameter of a path: ;jsessionid=…
+# A setting after the address of a database: `;password=…`, ` password=…`.
+SETTING = re.compile(r"(?P<key>[;\s][^=;\s/]*)=[^;\s]*")
+# Schemes in which the user's name is no secret; in others, such as http and s3, it may be a token.
+DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle", "sqlite")
 PATH = ("/", "./", "../", "~")  # beginnings of a path
 URL = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*://)"
@@ -30,9 +34,11 @@ def hide_secrets(text: str) -> str:
     """Replace the secrets in a URL, or in an argument that contains a URL, by `***`.
 
     Secrets are the password and the value of every query key that is not in `HARMLESS`:
-    `?sslpassword=***`. In http and https URLs, the user name, which may be a token, the fragment
-    and the parameters of the path are hidden too. Other text is unchanged; in the URL of a SQLite
-    file this includes text after a `?` without `=`, which is a part of the path.
+    `?sslpassword=***`. The user name, which may be a token, is hidden except in the URLs of
+    databases, in which settings after the address are hidden. In http and https URLs the fragment
+    and the parameters of the path are hidden too. Further URLs are treated alike. Other text is
+    unchanged; in the URL of a SQLite file this includes text after a `?` without `=`, which is a
+    part of the path.
     """
     match = None if text.startswith(PATH) else URL.search(text)
     return text if match is None else text[: match.start()] + _redacted(match)
@@ -48,8 +54,11 @@ def _redacted(match: re.Match[str]) -> str:
         query, in_query, _ = (None, "", "") if query is None else query.partition("#")
         fragment = f"#{HIDDEN}" if in_address or in_query else ""
         query = None if in_address else query  # after a # it is a part of the fragment
+    elif not _is_sqlite_file(scheme):
+        address = SETTING.sub(rf"\g<key>={HIDDEN}", address)
+    address = hide_secrets(address)  # another URL may follow
     if user is not None:
-        user = HIDDEN if is_web else user
+        user = user if scheme.lower().startswith(DATABASES) else HIDDEN
         address = f"{user}{f':{HIDDEN}' if password else ''}@{address}"
     hidden = (
         "" if query is None else "?" + PAIR.sub(lambda pair: _redacted_pair(pair[0], scheme), query)
@@ -87,13 +96,13 @@ def _secrets(url: str) -> set[str]:
     """Return every secret in a URL, both as typed and URL-decoded.
 
     Secrets are the password, its parts, the hidden query values, and values nested in these: x in
-    `PWD=x`. In http and https URLs the user name is a secret too.
+    `PWD=x`. Except in URLs of databases the user name is a secret too.
     """
     match = URL.search(url)
     if match is None:
         return set()
     raw = [(match["password"] or "")[1:]]
-    if match["scheme"].lower().startswith("http"):
+    if not match["scheme"].lower().startswith(DATABASES):
         raw.append(match["user"] or "")
     # A driver that parses the URL in another way may quote only a part of the password.
     spellings = " ".join((raw[0], unquote(raw[0]), unquote(unquote(raw[0]))))

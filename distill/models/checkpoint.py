@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.files import regular_file, run_json_schemas
+from distill.files.escape_text import visible
 from distill.files.regular_file import InvalidFile
 from distill.models import safetensors_files, torch_files
 from distill.models.safetensors_files import InvalidSafetensors
 from distill.runs.run_folder import foreign_in, write_bytes
 
 FORMAT = 2  # version of the checkpoint format
+LONGEST_FORMAT = 20  # characters of another format in a message
 LARGEST_STATE = 16 << 30  # bytes: enough for 10^9 weights, their average and Adam's two buffers
 
 
@@ -140,7 +142,8 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     is_whole = digest == digest_of(state, progress)
     if format_ != FORMAT and (is_whole or digest is None):  # format 1 had no digest
         raise UserError(
-            f"{folder} is a checkpoint of format {format_}; this program reads {FORMAT}.\n"
+            f"{folder} is a checkpoint of format {visible(str(format_)[:LONGEST_FORMAT])}; this "
+            f"program reads {FORMAT}.\n"
             "Resume it with the version that wrote it, or choose another --out."
         )
     if not is_whole:

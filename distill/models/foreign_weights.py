@@ -1,6 +1,6 @@
 """Read weights that another program saved, and match them with a network of this project."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -147,13 +147,15 @@ def _faults(
     `rename` translates a name of the file to the network's, `back` one of the network's to the
     file's.
     """
-    own = {rename(name): name for name in weights}
-    repeated = [name for name, n in Counter(map(rename, weights)).items() if n > 1]
+    names = defaultdict[str, list[str]](list)  # of the file, by that of the network
+    for name in weights:
+        names[rename(name)].append(name)
+    own = {ours: theirs[-1] for ours, theirs in names.items()}
     lists = {
         "missing": [back(name) for name in expected if name not in own and _is_required(name)],
         "unknown": [name for ours, name in own.items() if ours not in expected],
         "twice, under two names": [
-            " and ".join(name for name in weights if rename(name) == ours) for ours in repeated
+            " and ".join(theirs) for theirs in names.values() if len(theirs) > 1
         ],
         **_unequal_tensors(weights, expected, own),
     }
@@ -234,11 +236,20 @@ def _is_negative(weights: Tensor, shape: torch.Size) -> bool:
     return bool((weights < 0).any())
 
 
-def _has_tensors(content: Any, levels: int = DEEPEST) -> bool:
-    """Whether nested dictionaries, down to some levels, have a tensor."""
-    if not isinstance(content, Mapping):
-        return isinstance(content, Tensor)
-    return levels > 0 and any(_has_tensors(value, levels - 1) for value in content.values())
+def _has_tensors(content: Any) -> bool:
+    """Whether nested dictionaries, down to DEEPEST levels, have a tensor.
+
+    They are searched level by level, each once: a file may refer to one many times.
+    """
+    level, searched = [content], set[int]()
+    for _ in range(DEEPEST + 1):
+        if any(isinstance(value, Tensor) for value in level):
+            return True
+        tables = {id(value): value for value in level if isinstance(value, Mapping)}
+        new = [table for key, table in tables.items() if key not in searched]
+        searched |= tables.keys()
+        level = [value for table in new for value in table.values()]
+    return False
 
 
 def _listed(names: list[str]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.files.pickle_machine import InvalidPickle, Machine, RunsCode, name_text, text
+from distill.files.pickle_machine import InvalidPickle, Machine, RunsCode, name_text
 from distill.models import out_of_memory
 
 __all__ = ["InvalidTorchFile", "RunsCode", "loads"]
@@ -36,6 +36,7 @@ LONGEST_SIDE = 1 << 48  # largest size, stride or offset
 # How a file of torch before 1.6 begins: two pickles, a magic number and the number 1001.
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + bytes.fromhex("80024de9032e")
 ZIP = b"PK"
+LONGEST_DEVICE = 40  # characters of the name of a device
 STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -115,7 +116,7 @@ class _Tensors:
             "builtins.set": _Function(self.copied),
             "__builtin__.set": _Function(self.copied),
             "torch.Size": _Function(lambda sides: tuple(self.copied(sides))),
-            "torch.device": _Function(lambda *parts: ":".join(map(str, parts))),
+            "torch.device": _Function(_device),
         }
 
     def look_up(self, module: str, name: str) -> Any:
@@ -144,7 +145,7 @@ class _Tensors:
 
     def outside(self, identifier: Any) -> Tensor:
         kind, storage_type, key, _location, numel, *view = identifier
-        if text(kind) != "storage" or not isinstance(storage_type, _StorageType):
+        if name_text(kind) != "storage" or not isinstance(storage_type, _StorageType):
             raise RunsCode("instruction BINPERSID")
         if type(numel) is not int or numel < 0 or view not in ([], [None]):
             raise InvalidTorchFile(NOT_WRITTEN)
@@ -167,6 +168,19 @@ def _machine(content: bytes, storages: _Storages, at: int = 0) -> Machine:
     """Return the machine that executes a pickle of torch."""
     key_types = (str, bytes, int)  # an optimizer numbers its parameters
     return Machine(content, _Tensors(storages), at=at, most_steps=MOST_STEPS, key_types=key_types)
+
+
+def _device(*parts: Any) -> str:
+    """Return a device as text: `cpu`, `cuda:0`.
+
+    Types are checked first: the text of lists that share others may be exponentially longer than
+    the file.
+    """
+    for part in parts:
+        is_short = isinstance(part, str) and len(part) <= LONGEST_DEVICE
+        if len(parts) > 2 or not (is_short or isinstance(part, int)):
+            raise InvalidTorchFile("has a device that is no text or number")
+    return ":".join(map(str, parts))
 
 
 def _tensor(storage: Tensor, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:

@@ -44,9 +44,11 @@ MOST_PARTS = 64  # most files of a recipe, a file read twice counted twice; ship
 INT64 = range(-(1 << 63), 1 << 63)  # range of TOML's integers
 TOO_LONG = "a whole number of more than 64 bits"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-STRING_OR_COMMENT = re.compile(  # matches unterminated strings too, so that the time is linear
-    r'"""(?:\\.|[^\\])*?(?:"""|\\?\Z)'
-    r"|'''.*?(?:'''|\Z)"
+# Matches unterminated strings too, so that the time is linear. Before the three quotes that end a
+# string of several lines, two more may be part of it.
+STRING_OR_COMMENT = re.compile(
+    r'"""(?:\\.|[^\\])*?(?:"{3,5}|\\?\Z)'
+    r"|'''.*?(?:'{3,5}|\Z)"
     r'|"(?:\\[^\n]|[^"\\\n])*"?'
     r"|'[^'\n]*'?"
     r"|#[^\n]*",

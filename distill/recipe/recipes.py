@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from distill.errors import UserError
+from distill.errors import UserError, first_faults
 from distill.files.escape_text import visible
 from distill.recipe import network_cost
 from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipped_paths, toml
@@ -61,7 +61,7 @@ class RecipeError(UserError):
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
             f"RecipeError: {count} in {visible(shorten(self.name))}",
-            *(f"  {visible(fault)}" for fault in self.faults),
+            *(f"  {visible(fault)}" for fault in first_faults(self.faults)),
         ]
         return "\n".join(lines)
 

@@ -150,7 +150,8 @@ def _row(text: str) -> dict[str, Any]:
         run_json_schemas.check(
             SCHEMAS[name], {key: field_from_json(key, value) for key, value in row.items()}
         )
-    except Invalid as fault:
+        run_json_schemas.checked_measures(field_from_json("metrics", row.get("metrics") or {}))
+    except ValueError as fault:
         raise Invalid(f"is not an event: {fault}") from None
     checked: dict[str, Any] = row
     return checked

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, isnan, prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import UserError
-from distill.events import measure_name
+from distill.events import Split, measure_name
 from distill.files import regular_file, run_json_schemas
 from distill.files.untrusted_arrays import LARGEST, open_npz
 from distill.format import counted, percent
@@ -20,6 +20,8 @@ ADVICE = "Restore it, or move it away: most commands work without it."
 # Beside an accuracy of result.json that no predictions confirm.
 NOT_VERIFIED = "not verified: evaluation.npz is missing or damaged"
 VAL_TOLERANCE = 0.02  # of an accuracy, 0..1
+VAL_NLL_TOLERANCE = 0.1  # relative
+VAL_ECE_TOLERANCE = 0.05
 NLL_TOLERANCE = 1e-3  # relative
 ECE_TOLERANCE = 1e-3  # of a calibration error, 0..1; rounding may move two images to other bins
 # Limits of what is read, checked before memory is reserved.
@@ -189,8 +191,24 @@ def read_run(run: RunFolder) -> Predictions | None:
     if names is not None and predictions.logits.shape[1] != len(names):
         found = f"logits of {predictions.logits.shape[1]} classes; {run.result_file.name} has"
         raise _unreadable(path, f"{found} {len(names)}")
+    if expected is not None:
+        _check_held_out(run, predictions, result["data"].get("val_images"))
     check_measures(run.result_file, predictions, result.get("metrics", {}))
     return predictions
+
+
+def _check_held_out(run: RunFolder, predictions: Predictions, n_images: int | None) -> None:
+    """Raise ContradictsPredictions unless the predictions have those of `n_images` held-out images.
+
+    Every version that wrote the sha256 of evaluation.npz wrote them too. Without them the accuracy
+    on held-out images, by which a teacher is chosen, could not be compared.
+    """
+    found = 0 if predictions.val_labels is None else len(predictions.val_labels)
+    if n_images is not None and found != n_images:
+        raise ContradictsPredictions(
+            f"{run.evaluation} has predictions of {counted(found, 'held-out image')}; "
+            f"{run.result_file.name} has {n_images:,}: one of them was changed.\n{ADVICE}"
+        )
 
 
 def check_measures(path: Path, predictions: Predictions, recorded: Mapping[str, float]) -> None:
@@ -198,32 +216,59 @@ def check_measures(path: Path, predictions: Predictions, recorded: Mapping[str, 
 
     `path`: the file with the recorded ones, for the message.
 
-    The accuracy on held-out images was measured in the precision of the training, so it may differ
-    by VAL_TOLERANCE and two images.
+    The measures on held-out images were taken in the precision of the training, so they may differ
+    more, and those of few images by more again.
     """
     logits, labels = predictions.logits, predictions.labels
-    top1, nll, ece = (measure_name(name, "test") for name in ("top1", "nll", "ece"))
-    with np.errstate(all="ignore"):
-        measured = measures(logits, labels)
-    found = {top1: measured["top1"], nll: measured["nll"], ece: measured["ece"]}
     tolerances = {
-        top1: 0.5 / len(labels),
-        nll: NLL_TOLERANCE * (1 + found[nll]),
-        ece: ECE_TOLERANCE + 2 / len(labels),
+        "top1": 0.5 / len(labels),
+        "nll": NLL_TOLERANCE,
+        "ece": ECE_TOLERANCE + 2 / len(labels),
     }
+    _compare(path, "test", (logits, labels), recorded, tolerances)
     if predictions.val_logits is not None and predictions.val_labels is not None:
-        on_held_out = float(is_correct(predictions.val_logits, predictions.val_labels).mean())
-        averaged = measure_name("top1", "val_ema")
-        name = averaged if averaged in recorded else measure_name("top1", "val")
-        found[name] = on_held_out
-        tolerances[name] = VAL_TOLERANCE + 2 / len(predictions.val_labels)
-    for name, value in found.items():
-        if name in recorded and abs(recorded[name] - value) > tolerances[name]:
-            shown = [f"{v:.4f}" if name == nll else percent(v) for v in (recorded[name], value)]
+        is_averaged = measure_name("top1", "val_ema") in recorded
+        few = 2 / len(predictions.val_labels)
+        tolerances = {
+            "top1": VAL_TOLERANCE + few,
+            "nll": VAL_NLL_TOLERANCE + few,
+            "ece": VAL_ECE_TOLERANCE + 2 * few,
+        }
+        pair = predictions.val_logits, predictions.val_labels
+        _compare(path, "val_ema" if is_averaged else "val", pair, recorded, tolerances)
+
+
+def _compare(
+    path: Path,
+    split: Split,
+    predicted: tuple[Array, Array],
+    recorded: Mapping[str, float],
+    tolerances: Mapping[str, float],
+) -> None:
+    """Raise ContradictsPredictions if logits and labels have other measures than those recorded.
+
+    `tolerances`: by measure; that of the NLL is relative.
+    """
+    with np.errstate(all="ignore"):
+        found = measures(*predicted)
+    for measure, tolerance in tolerances.items():
+        name, value = measure_name(measure, split), found[measure]
+        most = tolerance * (1 + value) if measure == "nll" else tolerance
+        if name in recorded and not _is_close(recorded[name], value, most):
+            shown = [
+                f"{v:.4f}" if measure == "nll" else percent(v) for v in (recorded[name], value)
+            ]
             raise ContradictsPredictions(
                 f"{path} has {name} = {shown[0]}, but the predictions in evaluation.npz have "
                 f"{shown[1]}.\n{run_json_schemas.RETRAIN}"
             )
+
+
+def _is_close(recorded: float, found: float, tolerance: float) -> bool:
+    """Whether two numbers differ by at most `tolerance`, or both are NaN or the same infinity."""
+    if isfinite(recorded) and isfinite(found):
+        return abs(recorded - found) <= tolerance
+    return recorded == found or (isnan(recorded) and isnan(found))
 
 
 def n_test_images(run: RunFolder) -> int | None:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 from distill.errors import UserError
@@ -194,16 +194,16 @@ def check_role(folder: RunFolder, role: Role) -> None:
     found = role_begun(folder)
     if found in (None, role):
         return
-    command = {"teacher": "train-teacher", "student": "distill"}
+    command: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}
     raise UserError(
         f"{folder.path} is the run of a {found}, and {command[role]} trains a {role}.\n"
-        f"Continue it with python cli.py {command.get(str(found), 'distill')}, or choose another "
+        f"Continue it with python cli.py {command[found]}, or choose another "
         "--out."
     )
 
 
-def role_begun(folder: RunFolder) -> str | None:
-    """Return the role in the result, else in a checkpoint; None if neither has one."""
+def role_begun(folder: RunFolder) -> Role | None:
+    """Return the role in the result, else in a checkpoint; None if neither has one of the two."""
     files = (
         folder.result_file,
         folder.last / "progress.json",
@@ -211,7 +211,9 @@ def role_begun(folder: RunFolder) -> str | None:
     )
     for file in files:
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return str(run_json_schemas.parsed(run_json_schemas.content_of(file))["role"])
+            role: Role = run_json_schemas.parsed(run_json_schemas.content_of(file))["role"]
+            if role in get_args(Role):
+                return role
     return None
 
 

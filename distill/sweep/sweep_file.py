@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distill.errors import UserError
+from distill.errors import UserError, first_faults
 from distill.events import MEASURES, Split, measure_name
 from distill.files.regular_file import InvalidFile
 from distill.recipe import recipes
@@ -203,4 +203,4 @@ def _keys_and_spaces(tables: Values, prefix: str) -> Iterator[tuple[str, Any]]:
 def _sweep_error(location: str, faults: Iterable[str]) -> UserError:
     lines = list(dict.fromkeys(faults))
     count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-    return UserError("\n  ".join([f"{count} in {location}", *lines]))
+    return UserError("\n  ".join([f"{count} in {location}", *first_faults(lines)]))

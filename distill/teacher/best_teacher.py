@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from distill.errors import UserError
 from distill.events import measure_name
 from distill.format import counted, percent
-from distill.runs import read_predictions
+from distill.runs import check_result, journal, read_predictions
 from distill.runs.run_folder import RunFolder
 
 
@@ -22,7 +22,7 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
     are considered. The teacher with the best held-out accuracy is chosen. If the accuracies are
     missing (`data.holdout = 0`) or were measured on different images, the newest one is chosen.
     """
-    found = [run for run in found if _is_consistent(run)] or found
+    found = [run for run in found if _is_verified(run)] or found
     by_age = sorted(found, key=lambda run: str(run.result()["finished_at"]), reverse=True)
     preferred = [run for run in by_age if _n_held_out(run) == n_held_out] or by_age
     measured = [run for run in preferred if _val_accuracy(run) is not None]
@@ -32,13 +32,15 @@ def choose_best(found: Sequence[RunFolder], n_held_out: int) -> tuple[RunFolder,
     return ranked[0], _notes_on_best(ranked, by_age)
 
 
-def _is_consistent(run: RunFolder) -> bool:
-    """Whether the measures of a run are those of its saved predictions, if it has them."""
+def _is_verified(run: RunFolder) -> bool:
+    """Whether a run's journal and saved predictions confirm its accuracy on held-out images."""
     try:
-        read_predictions.read_run(run)
+        check_result.check_journal(run, journal.events(run.journal))
+        predictions = read_predictions.read_run(run)
     except UserError:
         return False
-    return True
+    has_held_out = predictions is not None and predictions.val_logits is not None
+    return has_held_out or not _n_held_out(run)
 
 
 def _n_held_out(run: RunFolder) -> int | None:

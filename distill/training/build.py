@@ -41,6 +41,7 @@ from distill.teacher.teacher import (
     FrozenTeacher,
     LiveTeacher,
     OneTeacherPerView,
+    Teacher,
 )
 from distill.training import optim
 from distill.training.agree_on_stopping import ProcessAgreement
@@ -95,14 +96,40 @@ def build(
     images or the teacher cannot be read or do not fit the recipe.
     """
     accel = build_accelerator(recipe)
+    images, split, teacher = _images_and_teacher(recipe, images, teacher, progress)
+    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
+    return build_state(recipe, role, split, teacher, folder, accel, identity)
+
+
+def build_teacher_alone(recipe: Recipe) -> Teacher:
+    """Build the teacher that a run of the recipe queries, without the network that it trains.
+
+    Raises UserError as `build`.
+    """
+    accel = build_accelerator(recipe)
+    images, split, frozen = _images_and_teacher(recipe)
+    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
+    loader = build_loader(recipe, split.train, accel)
+    if frozen is not None:
+        to_device(frozen, accel.device)
+    online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
+    loader.set_schedule(augment_schedule(recipe, recipe.train.epochs or 1))
+    return build_teacher(recipe, online, _cache_identity(identity, split.train, accel))
+
+
+def _images_and_teacher(
+    recipe: Recipe,
+    images: ImageSet | None = None,
+    teacher: FrozenTeacher | None = None,
+    progress: Progress | None = None,
+) -> tuple[ImageSet, TrainValSplit, FrozenTeacher | None]:
+    """Return the train split, its parts and the teacher; images and teacher are loaded if None."""
     data = recipe.data
     images = images or load_data_set.load(
         data.source, "train", size=data.image_size, progress=progress
     )
     split = split_images(recipe, images)
-    teacher = teacher or selection.load_teacher(recipe, images, split)
-    identity = fingerprints.identity(recipe, images, selection.teachers_fingerprint(recipe))
-    return build_state(recipe, role, split, teacher, folder, accel, identity)
+    return images, split, teacher or selection.load_teacher(recipe, images, split)
 
 
 def build_state(

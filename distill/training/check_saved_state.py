@@ -217,7 +217,9 @@ def _check_buffer(name: str, key: str, value: Any, example: Any, steps: int) -> 
     elif key == "step":
         _check_number(name, value, int, 0, steps)
     elif type(value) is not type(example) or value != example:
-        raise UnfitState(f"{name} is {_shortened(value)}, not {example}")
+        # The text of lists that share others may be exponentially longer than the file.
+        found = str(value) if isinstance(value, int | float | str) else _type_name(value)
+        raise UnfitState(f"{name} is {_shortened(found)}, not {example}")
 
 
 def _checked_scaler(scaler: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +297,5 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _shortened(value: object) -> str:
-    text = str(value)
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"

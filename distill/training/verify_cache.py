@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 
 import torch
 
@@ -13,7 +12,6 @@ from distill.errors import UserError
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
-from distill.runs.run_folder import Role, RunFolder
 from distill.teacher import cache_files
 from distill.teacher.cache_files import CacheEntry
 from distill.teacher.view_cache import CachedTeacher, logits_match
@@ -80,8 +78,7 @@ def _rebuild_teacher(entry: CacheEntry) -> CachedTeacher:
         build_accelerator(recipe)
     except ValueError as fault:  # accelerate allows only one precision per process
         raise UserError("an entry of another precision came first; verify it alone") from fault
-    role: Role = "student" if recipe.student else "teacher"
-    teacher = build.build(recipe, role, RunFolder(Path("unused"))).teacher.source
+    teacher = build.build_teacher_alone(recipe).source
     if not isinstance(teacher, CachedTeacher):
         raise UserError("its recipe caches no teacher logits")
     sides = (None, *(side for _, side in teacher.loader.schedule.sides))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.training import build
 from tests.cli.command_line import CommandResult, RunCli, assert_refused, unfolded
 
 pytestmark = pytest.mark.long
@@ -85,6 +86,14 @@ def test_cache_verify_compares_with_the_teacher(cached_run: CommandResult, run_c
         result.out,
         re.M,
     )
+
+
+def test_cache_verify_builds_no_student(
+    cached_run: CommandResult, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of an entry that another user wrote may describe a student of any size."""
+    monkeypatch.setattr(build, "build_network", lambda *_: pytest.fail("was built"))
+    assert "logits of 512 samples in 2 views recomputed; sound" in run_cli("cache", "verify").out
 
 
 def test_cache_verify_finds_damage_and_foreign_logits(

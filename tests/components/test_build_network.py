@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.components.build_network import load_trained
+from distill.components import build_network
+from distill.components.build_network import check_weights_file, load_trained, network_name
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import recipes, schema
 from distill.runs.run_folder import RunFolder
 
 
@@ -34,6 +35,32 @@ def test_edited_activation_is_refused(distilled: tuple[RunFolder, object], tmp_p
     run.recipe.write_text(text.replace('activation = "relu"', 'activation = "tanh"'))
     with pytest.raises(UserError, match="Restore the file, or train the run again"):
         load_trained(run)
+
+
+@pytest.mark.parametrize("network", ["wrn-16-32", "timm/vit_large_patch16_224"])
+def test_network_larger_than_its_weights_is_refused(copied: RunFolder, network: str) -> None:
+    recipe = recipes.read(copied.recipe)
+    assert recipe.teacher is not None
+    teacher = schema.Teacher(network=network, runs=recipe.teacher.runs)
+    giant = recipe.model_copy(update={"teacher": teacher})
+    with pytest.raises(UserError) as caught:
+        check_weights_file(giant, "teacher", 10, copied.weights("teacher"))
+    assert "teacher.safetensors is not the file that its run wrote: it has " in str(caught.value)
+    assert f" parameters of {network_name(giant, 'teacher', 10)} need " in str(caught.value)
+    assert "\nRestore it, or train it again in another --out." in str(caught.value)
+
+
+def test_loading_compares_size_before_building(
+    copied: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = copied.weights("teacher")
+    weights.write_bytes(weights.read_bytes()[:500])
+    monkeypatch.setattr(build_network, "build_network", lambda *_: pytest.fail("was built"))
+    with pytest.raises(UserError, match=r"it has 0.5 kB, and the [\d,]+ parameters of .* need"):
+        load_trained(copied)
+    weights.unlink()
+    with pytest.raises(UserError, match="cannot be read as weights: .*No such file"):
+        load_trained(copied)
 
 
 def test_paths_may_be_edited(distilled: tuple[RunFolder, object], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Layer by layer, against the closed form of the design and the network itself."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,12 @@ def test_the_lines_sum_to_the_network(spec: str, role: str) -> None:
     assert sum(line.parameters for line in found) == sum(p.numel() for p in net.parameters())
     assert found[0] == ("normalize", "Normalize", (3, 32, 32), 0)
     assert found[-1].kind == "Linear" and found[-1].output == (10,)
+
+
+def test_layers_are_listed_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_summary, "list_layers", lambda net, _: net)
+    net: Any = layer_summary.layers_of_recipe(recipes.load("tiny").recipe, "student", 10)
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}
 
 
 def test_shapes_and_parameters_are_those_of_the_design() -> None:

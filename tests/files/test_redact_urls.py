@@ -101,6 +101,13 @@ def test_the_grammar_is_sqlalchemys(user, password, rest):
         ("https://h/x;jsessionid=s3cret/y", "https://h/x;jsessionid=***/y"),
         ("git+https://s3cret@h/x.git", "git+https://***@h/x.git"),
         ("sqlite:///a#b;c=d.db", "sqlite:///a#b;c=d.db"),
+        ('["https://h/a","https://u:s3cret@h/b"]', '["https://h/a","https://***:***@h/b"]'),
+        ("https://h/ postgresql://u:s3cret@h/d", "https://h/ postgresql://u:***@h/d"),
+        ("jdbc:postgresql://h/d;password=s3/cret", "jdbc:postgresql://h/d;password=***"),
+        ("postgresql://h/d password=s3cret", "postgresql://h/d password=***"),
+        ("s3://s3cret@bucket/x", "s3://***@bucket/x"),
+        ("hf://s3cret@models/x", "hf://***@models/x"),
+        ("ftp://s3cret:@h", "ftp://***:***@h"),
     ],
 )
 def test_secrets_outside_the_query_are_hidden(url: str, shown: str) -> None:

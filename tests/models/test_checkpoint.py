@@ -139,3 +139,14 @@ def test_saving_deletes_no_foreign_file(tmp_path: Path, name: str) -> None:
         checkpoint.save(tmp_path / "last", {}, PROGRESS)
     assert (tmp_path / name / "mine").read_text() == "mine"
     assert checkpoint.load(tmp_path / "last")[1]["step"] == 2
+
+
+def test_another_format_is_shown_escaped_and_shortened(tmp_path: Path) -> None:
+    progress = PROGRESS | {"format": "3\n\x1b[31mrm" + "x" * 1000}
+    (tmp_path / "state.pt").write_bytes(b"")
+    described = progress | {"sha256": checkpoint.digest_of(b"", progress)}
+    (tmp_path / "progress.json").write_text(json.dumps(described))
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(tmp_path)
+    assert "checkpoint of format 3\\n\\x1b[31mrmxxxx" in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200

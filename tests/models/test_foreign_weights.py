@@ -190,3 +190,39 @@ def test_other_precisions_are_converted(dtype: torch.dtype) -> None:
     bias = torch.arange(7.0)
     net = loaded("resnet20", state | {"fc.bias": bias.to(dtype)})
     assert torch.equal(net.state_dict()["head.bias"], bias)
+
+
+class CountedTable(dict[str, Any]):
+    """A dictionary that counts how often its values are read."""
+
+    n_reads = 0
+
+    def values(self) -> Any:
+        self.n_reads += 1
+        return super().values()
+
+
+def test_shared_tables_are_searched_once() -> None:
+    """Of n tables of n shared tables each, n^4 would be searched."""
+    shared = CountedTable(epoch=1)
+    content = {"state_dict": {f"a{n}": {f"b{n}": shared for n in range(20)} for n in range(20)}}
+    with pytest.raises(UserError, match="contains no dictionary of tensors"):
+        foreign_weights.unwrapped(content, Path("a.pth"))
+    assert shared.n_reads == 1
+    deepest: dict[str, Any] = {"model": {"a": {"b": {"c": {"d": ONE}}}}}
+    assert foreign_weights._has_tensors(deepest["model"])
+    assert not foreign_weights._has_tensors(deepest)
+
+
+def test_names_are_translated_a_fixed_number_of_times() -> None:
+    net, calls = by_name.build("resnet20", classes=7), list[str]()
+
+    def translate(name: str) -> str:
+        calls.append(name)
+        return name.removeprefix("theirs.").removeprefix("mine.")
+
+    weights = {f"theirs.{name}": tensor for name, tensor in net.state_dict().items()}
+    weights |= {f"{part}.{n}": ONE for part in ("mine", "theirs") for n in range(50)}
+    with pytest.raises(UserError, match="twice, under two names: mine.0 and theirs.0, mine.1 and"):
+        foreign_weights.load_into(net, weights, "a.pth", translate)
+    assert len(calls) <= 4 * len(weights)

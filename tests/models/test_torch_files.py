@@ -147,6 +147,8 @@ def deflated(n_bytes: int) -> bytes:
     return file.getvalue()
 
 
+# A list of 40 levels that has the list below it twice: its text has 2**40 parts.
+SHARED_LISTS = b"]" + b"".join(b"q%c0(h%ch%cl" % (n, n, n) for n in range(40))
 ONE, NO_STEP = b"(K\x04t", b"(K\x00t"
 MANY = b"(" + HUGE + b"t"
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -208,6 +210,20 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "legacy storage never read": (lambda: legacy(legacy_tensor(b"K\x04"), []), "has no content"),
     "legacy key of a list": (lambda: legacy(legacy_tensor(b"K\x04"), [[1]]), "damaged"),
     "legacy cut": (lambda: saved({"a": torch.ones(99)}, legacy=True)[:-50], "are left"),
+    "shared lists in a device": (
+        lambda: archive(b"\x80\x02" + SHARED_LISTS + b"q\x00ctorch\ndevice\n(h\x00tR."),
+        "has a device that is no text or number",
+    ),
+    "long text in devices": (
+        lambda: archive(b"\x80\x02]q\x00(X\x00\x00\x01\x00" + b"a" * (1 << 16) + b"q\x01"
+                        + b"ctorch\ndevice\nq\x02" + b"h\x02h\x01\x85R" * 50_000 + b"e."),
+        "has a device that is no text or number",
+    ),
+    "shared lists as the kind of storage": (
+        lambda: archive(b"\x80\x02" + SHARED_LISTS + b"q\x00(h\x00ctorch\nFloatStorage\n"
+                        + b"U\x010U\x03cpuK\x01tQ."),
+        "something else instead of a name",
+    ),
     "legacy of nothing": (lambda: b"\x80\x02}.", "not what torch.save writes"),
     "empty": (lambda: b"", "not what torch.save writes"),
 }  # fmt: skip

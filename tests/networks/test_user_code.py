@@ -14,6 +14,7 @@ from networks.network_catalogue import is_own, split_own
 
 CODE = """
 import helper
+from os.path import join as joined
 from torch import nn
 import torch
 
@@ -121,6 +122,11 @@ def test_every_submodule_is_a_copied_tap(nets: Path) -> None:
     ("name", "message"),
     [
         ("nosuch", r"nets\.py has no class or function nosuch; it has small, Any, Named, Flat"),
+        (
+            "joined",
+            r"nets\.py has no class or function joined: it imports that name.*; it has small",
+        ),
+        ("__class__", r"nets\.py has no class or function __class__; it has small"),
         ("Flat", "Flat has no parameters, so it cannot be trained"),
         ("Pair", "Pair gave tuple for two images instead of logits"),
         ("Wide", r"Wide gave \[2, 8\] for two images instead of logits \[2, 7\]"),
@@ -134,6 +140,19 @@ def test_every_submodule_is_a_copied_tap(nets: Path) -> None:
 def test_wrong_network_is_one_message(nets: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         built(nets, name)
+
+
+def test_imported_function_is_not_called(tmp_path: Path) -> None:
+    """Its arguments would come from a recipe, which may be a stranger's."""
+    called, path = tmp_path / "called", tmp_path / "nets.py"
+    (tmp_path / "imported_by_nets.py").write_text(
+        "import pathlib\ndef load(classes, file): pathlib.Path(file).touch()\n"
+    )
+    path.write_text("from imported_by_nets import load\n")
+    user_code.allow(f"{path}:small")
+    with pytest.raises(UserError, match=r"has no class or function load: it imports that name"):
+        built(path, "load", arguments={"file": str(called)})
+    assert not called.exists()
 
 
 def test_wrong_argument_is_named(nets: Path) -> None:

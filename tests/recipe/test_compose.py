@@ -394,3 +394,14 @@ def test_false_that_removes_nothing_is_noted(overrides: list[str], idle: list[st
 def test_unknown_user_in_path_is_fault(write: Write, spec: str) -> None:
     with pytest.raises(RecipeError, match="~nouser/x"):
         load(spec.format(write("a.toml", "")))
+
+
+@pytest.mark.parametrize("quotes", ['"""', "'''"])
+def test_quotes_at_the_end_of_a_string_hide_no_long_key(quotes: str) -> None:
+    """A string of several lines may end with two quotes of its own: five in all."""
+    dotted = ".".join(["a"] * 2000)
+    for end in (quotes, quotes + quotes[0], quotes + quotes[:2]):
+        first, second = f"{quotes}a{end}", f"{quotes}\n{quotes}"
+        assert tomllib.loads(f"z = {{x = {first}, y = {second}}}\nb.c = 1")["b"] == {"c": 1}
+        assert composition.has_long_key(f"z = {{x = {first}, y = {second}}}\n{dotted} = 1")
+        assert not composition.has_long_key(f"x = {quotes}{dotted}{end}\ny = 1 # {dotted}")

@@ -543,3 +543,9 @@ def test_run_recipe_comments_on_unread_teacher_keys() -> None:
     text = recipes.of_run(with_run)
     assert "[teacher]  # only draw, mirror, runs, weights are read: the networks are" in text
     assert recipes.loads(text, "again") == with_run
+
+
+def test_further_faults_are_counted() -> None:
+    lines = str(RecipeError("a", [f"fault {n}" for n in range(1000)])).splitlines()
+    assert lines[0] == "RecipeError: 1000 faults in a" and len(lines) == 102
+    assert lines[-2:] == ["  fault 99", "  and 900 more"]

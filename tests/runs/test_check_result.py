@@ -40,6 +40,24 @@ def test_unchanged_run_is_accepted(tmp_path: Path) -> None:
         ({"network": "x\x1b"}, r"recipe.toml: its network is x\x1b instead of ResNet [1, 1] 4-8"),
         ({"epochs": 900}, "recipe.toml: it has 900 epochs instead of 3"),
         ({"epoch": 4}, "recipe.toml: its best epoch is 4 of 3"),
+        (
+            {"epoch": 0},
+            "recipe.toml: its best epoch is 0, which only a run that was finished early",
+        ),
+        ({"total_s": 1.0}, "its time is 1.0 s in all, and 8.1 s of training"),
+        (
+            {
+                "finished_early": {
+                    "epochs": 1,
+                    "planned_epochs": 3,
+                    "steps": 99,
+                    "planned_steps": 30,
+                },
+                "epoch": 2,
+            },
+            "it was finished early after 99 of 30 planned steps; its best epoch is 2; it was "
+            "finished after 1",
+        ),
         ({"parameters": 7, "epochs": 9}, "instead of 1,454; it has 9 epochs instead of 3"),
     ],
 )
@@ -61,6 +79,12 @@ def test_figures_that_contradict_the_recipe(
         ({"teacher.top1": None}, "the teacher's top1 is missing instead of 0.095"),
         ({"device": "H200"}, "journal.jsonl: device is H200 instead of cpu"),
         ({"processes": 64}, "journal.jsonl: processes is 64 instead of 1"),
+        ({"recipe": "kd_cutmix"}, "journal.jsonl: recipe is kd_cutmix instead of tiny"),
+        ({"elapsed_s": 0.001}, "journal.jsonl: elapsed_s is 0.001 instead of 8.127138825002476"),
+        ({"data.train_images": 10**12}, "train_images is 1000000000000 instead of 320"),
+        ({"epoch": 2}, "top1/val_ema of epoch 2 is 0.12 instead of 0."),
+        ({"metrics.top1/val_ema": 0.13}, "top1/val_ema of epoch 1 is 0.13 instead of 0.12"),
+        ({"metrics.nll/test": float("nan")}, "nll/test is nan instead of 2.32"),
     ],
 )
 def test_figures_that_contradict_the_journal(
@@ -71,11 +95,25 @@ def test_figures_that_contradict_the_journal(
     assert fault in str(caught.value)
 
 
+def test_journal_without_end_or_start(tmp_path: Path) -> None:
+    run = changed(tmp_path / "run", {"metrics.top1/val_ema": 0.13})
+    lines = run.journal.read_text().splitlines(keepends=True)
+    run.journal.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"top1/val_ema of epoch 1 is 0.13 instead of 0.12\.\n"):
+        load_run.read(run)
+    run.journal.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=r"journal.jsonl has no start event, .*\nRestore it, or"):
+        load_run.read(run)
+    run.journal.unlink()
+    assert load_run.read(run).val_metric("top1") == 0.13
+
+
 def test_calibration_error_is_that_of_predictions(tmp_path: Path) -> None:
     run = changed(tmp_path / "run", {})
     result = json.loads(run.result_file.read_text())
     result["metrics"]["ece/test"] = 0.001
     write_json(run.result_file, result)
+    run.journal.unlink()  # it is compared first
     with pytest.raises(UserError, match=r"ece/test = 0.10 %, but the predictions in .* 3.17 %"):
         load_run.read(run)
 

@@ -119,6 +119,10 @@ def test_a_damaged_line_inside_is_named(tmp_path: Path) -> None:
         ('{"event": "step", "step": "7"}', "is not an event: 'step': it is not a whole number"),
         ('{"event": "step", "metrics": [1]}', "is not an event: 'metrics'"),
         ('{"event": "step", "metrics": {"lr": "0"}}', "is not an event: 'metrics.lr'"),
+        (
+            '{"event": "epoch", "metrics": {"top1/val": 7.5}}',
+            "is not an event: top1/val = 7.5 is not between 0 and 1",
+        ),
         ('{"event": "start", "notes": 5}', "is not an event: 'notes'"),
         ('{"event": "epoch", "elapsed_s": 1e300}', "is not an event: 'elapsed_s'"),
         ('{"event": ' + "[" * 100_000, "is not an event: it is nested"),

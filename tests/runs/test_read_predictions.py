@@ -234,6 +234,10 @@ def with_fingerprint_of_names(run: RunFolder) -> dict[str, Any]:
         ("nll/test", 0.01, r"nll/test = 0.0100, but the predictions .* have \d"),
         ("top1/val", 0.99, r"top1/val = 99.00 %, but the predictions .* have 37.50 %"),
         ("top1/val_ema", 0.99, r"top1/val_ema = 99.00 %, but"),
+        ("nll/val", 0.01, r"nll/val = 0.0100, but the predictions .* have 1\.\d"),
+        ("ece/val", 0.99, r"ece/val = 99.00 %, but"),
+        ("nll/test", np.nan, r"nll/test = nan, but the predictions .* have 1\.\d"),
+        ("nll/test", np.inf, r"nll/test = inf, but the predictions .* have 1\.\d"),
     ],
 )
 def test_other_measures_must_be_of_predictions(
@@ -251,6 +255,31 @@ def test_other_measures_must_be_of_predictions(
     assert read_run(run) is not None
     write_json(run.result_file, result | {"metrics": known | {name: wrong}})
     with pytest.raises(UserError, match=message):
+        read_run(run)
+
+
+@pytest.mark.parametrize("logit", [-np.inf, np.nan])
+def test_one_logit_that_is_not_finite_hides_no_other_nll(logit: float, tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)
+    arrays = dict(np.load(run.evaluation))
+    arrays["logits"][1, 0] = logit  # the logit of the label of an image that is not predicted right
+    np.savez(run.evaluation, **arrays)
+    result = with_fingerprint_of_names(run) | {"evaluation": file_sha256(run.evaluation)}
+    nll = float(measures(arrays["logits"], arrays["labels"])["nll"])
+    top1 = float(measures(arrays["logits"], arrays["labels"])["top1"])
+    write_json(run.result_file, result | {"metrics": {"top1/test": top1, "nll/test": nll}})
+    assert read_run(run) is not None
+    write_json(run.result_file, result | {"metrics": {"top1/test": top1, "nll/test": 0.0123}})
+    with pytest.raises(UserError, match=r"nll/test = 0.0123, but the predictions .* (inf|nan)"):
+        read_run(run)
+
+
+def test_predictions_of_held_out_images_may_not_be_missing(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", ANSWERS_A)
+    result = with_fingerprint_of_names(run) | {"evaluation": file_sha256(run.evaluation)}
+    write_json(run.result_file, result | {"data": result["data"] | {"val_images": 7}})
+    fault = r"a/evaluation.npz has predictions of 0 held-out images; result.json has 7: one of them"
+    with pytest.raises(ContradictsPredictions, match=fault):
         read_run(run)
 
 

@@ -13,9 +13,11 @@ from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.run_folder import (
     RunFolder,
     check_out,
+    check_role,
     newest_runs_in,
     open_finished,
     open_run,
+    role_begun,
     write_json,
 )
 
@@ -290,3 +292,16 @@ def test_only_own_partial_files_are_deleted(
     assert len(list(tmp_path.iterdir())) == len(others) + 2
     run_folder.delete_partial_files(RunFolder(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_role_of_a_checkpoint_is_one_of_two(tmp_path: Path) -> None:
+    """Another one, which may be as long as the file, is not shown."""
+    run = RunFolder(tmp_path)
+    for folder in ("last", "last.old"):
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "progress.json", {"role": "x" * 1000})
+    assert role_begun(run) is None
+    write_json(tmp_path / "last.old" / "progress.json", {"role": "teacher"})
+    assert role_begun(run) == "teacher"
+    with pytest.raises(UserError, match="is the run of a teacher, and distill trains a student"):
+        check_role(run, "student")

@@ -275,3 +275,9 @@ def test_keys_in_documents_are_those_of_tables() -> None:
         "constraint": set(Constraint.model_fields),
         "space.*": set(Space.model_fields),
     }
+
+
+def test_further_faults_of_a_sweep_are_counted() -> None:
+    lines = str(sweep_file._sweep_error("a", [f"fault {n}" for n in range(1000)])).splitlines()
+    assert lines[0] == "1000 faults in a" and len(lines) == 102
+    assert lines[-1] == "  and 900 more"

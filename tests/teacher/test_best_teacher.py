@@ -95,6 +95,16 @@ def test_a_teacher_alone_is_taken_without_a_note(teacher: Path, tmp_path: Path) 
     assert choose_best([alone], 500) == (alone, [])
 
 
+def test_teacher_with_a_confirmed_accuracy_comes_first(teacher: Path, tmp_path: Path) -> None:
+    """One without predictions of its held-out images, or with another journal, comes last."""
+    true = RunFolder(shutil.copytree(teacher, tmp_path / "true"))
+    n = true.result()["data"]["val_images"]
+    forged = RunFolder(edited(teacher, tmp_path / "forged", "tuesday", n, val=0.99))
+    assert choose_best([forged, true], n)[0] == true
+    forged.evaluation.unlink()
+    assert choose_best([forged, true], n)[0] == true
+
+
 @pytest.mark.long
 def test_run_found_by_two_paths_is_one_teacher(
     teacher: Path, tmp_path: Path, monkeypatch: Any

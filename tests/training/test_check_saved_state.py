@@ -19,6 +19,9 @@ from tests.make_runs import prepared
 
 Tensors = dict[str, Any]
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
+SHARED_LISTS: list[Any] = []  # its text has 2**15 parts
+for _ in range(15):
+    SHARED_LISTS = [SHARED_LISTS, SHARED_LISTS]
 
 
 def begun(folder: Path, *overrides: str, steps: int = 2) -> TrainState:
@@ -192,6 +195,7 @@ def test_unfit_optimizer_state_is_refused(
         ),
         ("nadam", put("mu_product", torch.tensor(1.3)), "mu_product of parameter 0 is 1.3"),
         ("muon", mapped("use_muon", lambda use: not use), "use_muon of parameter 0 is"),
+        ("muon", put("use_muon", SHARED_LISTS), "use_muon of parameter 0 is a list, not "),
     ],
 )
 def test_unfit_numbers_of_an_optimizer_are_refused(

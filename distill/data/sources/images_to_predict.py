@@ -104,6 +104,8 @@ def _from_arrays(path: Path, side: int) -> DecodedPictures:
     try:
         with _open_arrays(path) as arrays:
             planes = _planes(_image_array(arrays), notes)
+            if fault := pictures.size_fault(planes.shape[3], planes.shape[2]):
+                raise ValueError(f"its images have {fault}")
             ids = _ids(arrays, len(planes), notes)
         if (size := (planes.shape[3], planes.shape[2])) != (side, side):
             notes += pictures.resized_notes(Counter({size: len(planes)}), side)

@@ -25,6 +25,7 @@ MODES = ("RGB", "L", "P", "1")  # RGB, greyscale, palette, black and white: all 
 LARGEST = 1 << 28  # bytes of a file
 SCAN, MOST_SCANS = b"\xff\xda", 100  # the marker of a scan; progressive JPEGs have about 10
 MOST_PIXELS = 50_000_000  # of a picture; conversion takes up to 16 bytes of memory per pixel
+LONGEST_SIDE = 65_535  # pixels, as in JPEG; resizing a longer side takes memory for its weights
 # Above so many pixels a picture needs a byte per 300 of them; photographs have ten times as many.
 # Decoding a file then takes time in proportion to its bytes.
 FREE_PIXELS, MOST_PER_BYTE = 4_000_000, 300
@@ -82,10 +83,8 @@ def decode(
             if getattr(image, "n_frames", 1) > 1:
                 raise UnusablePicture("is an animation, not one picture")
             width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise UnusablePicture(
-                    f"{width}x{height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
-                )
+            if fault := size_fault(width, height):
+                raise UnusablePicture(fault)
             if width * height > max(FREE_PIXELS, MOST_PER_BYTE * len(content)):
                 raise UnusablePicture(
                     f"{width}x{height} pixels in {len(content):,} bytes: it is almost empty, and "
@@ -124,6 +123,15 @@ def size_of(content: bytes) -> tuple[int, int] | None:
             return image.size
     except Exception:  # `decode` says why
         return None
+
+
+def size_fault(width: int, height: int) -> str:
+    """Return why an image of this size is too large to be resized; empty if it is not."""
+    if width * height > MOST_PIXELS:
+        return f"{width}x{height} pixels; at most {MOST_PIXELS:,} are read: make it smaller"
+    if max(width, height) > LONGEST_SIDE:
+        return f"{width}x{height} pixels; at most {LONGEST_SIDE:,} a side are read: make it smaller"
+    return ""
 
 
 def resize(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

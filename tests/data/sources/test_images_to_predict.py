@@ -270,6 +270,21 @@ def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "do not fit into memory" in refusal(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize(
+    ("sides", "fault"),
+    [
+        ((1, 70_000), "70000x1 pixels; at most 65,535 a side are read"),
+        ((70_000, 1), "1x70000 pixels; at most 65,535 a side are read"),
+        ((8000, 8000), "8000x8000 pixels; at most 50,000,000 are read"),
+    ],
+)
+def test_array_with_long_sides_is_refused(
+    tmp_path: Path, sides: tuple[int, int], fault: str
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1, *sides, 3), np.uint8))
+    assert f"its images have {fault}: make it smaller" in refusal(tmp_path / "a.npz")
+
+
 def test_picture_of_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
     assert "9000x9000 pixels; at most 50,000,000 are read" in refusal(tmp_path / "a.png")
