@@ -289,11 +289,11 @@ def parsed(path: Path, faults: list[str], size: _RecipeFilesCount | None = None)
 def _similar_file(path: Path) -> str:
     """Return `did you mean B.toml? `: a file of a similar name in the folder; empty if none."""
     try:
-        names = [file.name for file in islice(path.parent.glob("*.toml"), MOST_SEARCHED)]
+        stems = [file.stem for file in islice(path.parent.glob("*.toml"), MOST_SEARCHED)]
     except OSError:
         return ""
-    near = get_close_matches(path.name, names, n=1)
-    return f"did you mean {visible(str(path.with_name(near[0])))}? " if near else ""
+    near = get_close_matches(path.stem, stems, n=1)
+    return f"did you mean {visible(label(path.with_name(f'{near[0]}.toml')))}? " if near else ""
 
 
 def text_of(path: Path) -> str:
