@@ -22,6 +22,7 @@ from typing import Literal
 TOTAL = "total"
 LR = "lr"
 IMAGES_PER_S = "images_per_s"
+TRAINING_STEPS = "training steps"  # the task as which each step is reported to a progress callback
 MEASURES = ("top1", "nll", "ece")
 Split = Literal["train", "val", "val_ema", "test"]
 VALIDATED: tuple[Split, ...] = ("val", "val_ema")
@@ -93,7 +94,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Yielded at the end of each epoch, with its mean losses and the held-out measures."""
+    """Yielded at the end of each epoch, with its mean losses and the held-out measures.
+
+    It has images_per_s too if no Step was yielded in the epoch, because it is short.
+    """
 
     epoch: int  # epochs done, 1 after the first
     step: int

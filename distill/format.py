@@ -41,6 +41,16 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
+def change_of_ece(before: float, after: float) -> str:
+    """Describe how temperature scaling changes the expected calibration error, a fraction:
+    `lowers the calibration error from 1.44 % to 1.09 %`.
+    """
+    if percent(before) == percent(after):
+        return f"leaves the calibration error at {percent(before)}"
+    verb, worse = ("lowers", "") if after < before else ("raises", ", so it is no improvement")
+    return f"{verb} the calibration error from {percent(before)} to {percent(after)}{worse}"
+
+
 def percent(share: float | None) -> str:
     """Format a fraction as a percentage: 0.7117 as `71.17 %`."""
     return UNKNOWN if share is None or math.isnan(share) else f"{percent_number(share)} %"

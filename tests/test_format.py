@@ -6,6 +6,7 @@ import pytest
 
 from distill.format import (
     bracketed,
+    change_of_ece,
     counted,
     describe_class_difference,
     duration,
@@ -126,3 +127,19 @@ def test_one_of_something_is_singular() -> None:
     assert note.startswith("2 of 2 results are of an earlier version and have no fingerprint")
     recipe = load("tiny", ["teacher.weights=[1]"]).recipe
     assert "has 1 weight for 2 teachers" in next(_count_problems(recipe, 2))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        (0.0144, 0.0109, "lowers the calibration error from 1.44 % to 1.09 %"),
+        (
+            0.0109,
+            0.0144,
+            "raises the calibration error from 1.09 % to 1.44 %, so it is no improvement",
+        ),
+        (0.01091, 0.01089, "leaves the calibration error at 1.09 %"),
+    ],
+)
+def test_calibration_that_got_worse_says_so(before: float, after: float, text: str) -> None:
+    assert change_of_ece(before, after) == text

@@ -72,4 +72,4 @@ def _print(checks: list["Check"], as_json: bool) -> None:
     stdout().print(doctor_table(checks))
     if faults:
         listed = "; ".join(faults)
-        raise Failure(f"A training would fail here: {counted(len(faults), 'fault')} ({listed}).")
+        raise Failure(f"Training would fail here: {counted(len(faults), 'fault')} ({listed}).")

@@ -61,6 +61,7 @@ def _role_of_unfinished(folder: "RunFolder") -> "Role":
     checkpoint.
     """
     from distill.runs import lock, run_folder
+    from distill.runs.commands_to_repeat import continue_line
 
     path, quoted = folder.path, shell_word(str(folder.path))
     if folder.is_finished:
@@ -78,7 +79,7 @@ def _role_of_unfinished(folder: "RunFolder") -> "Role":
     if not folder.last.exists() and not folder.last.with_name("last.old").exists():
         raise UserError(
             f"run {path} has no checkpoint, so it has no weights to finish with.\n"
-            "Train it with its own command and --resume."
+            f"{continue_line(folder)}"
         )
     role = run_folder.role_begun(folder)
     if role is None:

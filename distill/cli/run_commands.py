@@ -307,6 +307,7 @@ def report(
 
     folders = [run_folder.open_run(run) for run in dict.fromkeys(runs)]
     from distill.report import comparison, run_report
+    from distill.runs.commands_to_repeat import advice_on_unfinished
 
     path = run_report.report_path(folders, out)
     if notebook:
@@ -324,6 +325,9 @@ def report(
         files = comparison.write(folders, path, curves)
     echo(path)
     echo(f"Figures and tables for a paper: {files}", err=True)
+    for folder in folders:
+        if not folder.is_finished:
+            echo(f"{folder.path} is not finished. {advice_on_unfinished(folder)}", err=True)
     if written is not None:
         echo(f"Notebook, with the files that it reads: {written}", err=True)
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from distill.errors import UserError
-from distill.files.escape_text import is_utf8
+from distill.files.escape_text import is_utf8, visible
 from distill.files.regular_file import InvalidFile, content_of
 from distill.recipe.schema import foreign_keys
 from distill.recipe.validation import Values, shorten, switches, value_text
@@ -40,6 +41,7 @@ RIVALS = {  # setting the first key removes the second one if an earlier layer s
 LONGEST = 100_000  # most characters in all files of a recipe; shipped recipes have 3,000
 LARGEST = 4 * LONGEST  # most bytes of a file, in UTF-8
 DEEPEST = 8  # most levels of nested tables and lists; shipped recipes have 4
+MOST_SEARCHED = 1000  # most files among which one with a similar name is searched for
 MOST_PARTS = 64  # most files of a recipe, a file read twice counted twice; shipped recipes have 6
 INT64 = range(-(1 << 63), 1 << 63)  # range of TOML's integers
 TOO_LONG = "a whole number of more than 64 bits"
@@ -276,7 +278,7 @@ def parsed(path: Path, faults: list[str], size: _RecipeFilesCount | None = None)
     except InvalidFile as error:
         faults.append(f"{label(path)} cannot be read as a recipe: {error}")
     except FileNotFoundError:
-        faults.append(f"{label(path)} does not exist; {LIST_THEM}")
+        faults.append(f"{label(path)} does not exist; {_similar_file(path)}{LIST_THEM}")
     except (OSError, UnicodeDecodeError) as error:
         faults.append(f"{label(path)} cannot be read: {error}")
     else:
@@ -284,6 +286,16 @@ def parsed(path: Path, faults: list[str], size: _RecipeFilesCount | None = None)
             size.add_text(text)
         return toml(text, label(path), faults)
     return {}
+
+
+def _similar_file(path: Path) -> str:
+    """Return `did you mean B.toml? `: a file of a similar name in the folder; empty if none."""
+    try:
+        stems = [file.stem for file in islice(path.parent.glob("*.toml"), MOST_SEARCHED)]
+    except OSError:
+        return ""
+    near = get_close_matches(path.stem, stems, n=1)
+    return f"did you mean {visible(label(path.with_name(f'{near[0]}.toml')))}? " if near else ""
 
 
 def text_of(path: Path) -> str:

@@ -22,6 +22,13 @@ from pydantic_core import ErrorDetails
 from distill.recipe.constraints import RULES, Fault, Rule, did_you_mean
 from distill.recipe.schema import Recipe
 
+# What other programs call `base`.
+MEANT_BASE = ("extends", "extend", "inherit", "inherits", "from", "parent", "import", "include")
+BASE_HINT = (
+    '; to build on another recipe, write base = "kd", or compose = ["kd", "cutmix"] for several, '
+    "at the top of the file"
+)
+
 Values = dict[str, Any]  # parsed TOML tables
 LONGEST = 200  # most characters of a value in a message
 BEGINNING = 60  # characters that are shown of a longer value
@@ -41,7 +48,9 @@ def check(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        listed = _key_faults(details[:MOST_FAULTS], values)
+        listed = list(_key_faults(details[:MOST_FAULTS], values))
+        if without_base := [fault for fault in listed if fault.key in MEANT_BASE]:
+            return None, without_base  # other faults may be of keys that the base sets
         faults = [fault for fault in listed if whole or fault.value is not None]
         if len(details) > MOST_FAULTS:
             faults.append(Fault("the recipe", None, "has more faults, which are not listed"))
@@ -85,7 +94,8 @@ def _key_faults(details: Sequence[ErrorDetails], values: Values) -> Iterator[Fau
     for detail in details:
         if detail["type"] == "extra_forbidden":
             key = ".".join(map(str, detail["loc"]))
-            yield Fault(key, detail["input"], f"is not a key{did_you_mean(_nearest_key(key))}")
+            hint = BASE_HINT if key in MEANT_BASE else did_you_mean(_nearest_key(key))
+            yield Fault(key, detail["input"], f"is not a key{hint}")
         else:
             key, location = _known_key(detail["loc"]), ".".join(map(str, detail["loc"]))
             # What is missing below a key is an element of its list.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill import metrics
 from distill.errors import UserError
 from distill.events import Epoch, measure_name
 from distill.files import redact_urls
@@ -16,7 +17,12 @@ from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted
 from distill.report.recipe_section import recipe_blocks
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.report.test_sections import is_unverified, result_sections, test_interval
-from distill.runs.commands_to_repeat import text_of, training_commands, without_command
+from distill.runs.commands_to_repeat import (
+    continue_line,
+    text_of,
+    training_commands,
+    without_command,
+)
 from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder, early_end
@@ -100,7 +106,7 @@ def _notes(record: RunRecord) -> Iterator[str]:
         epochs = counted(done, "epoch")
         yield (
             f"This run is not finished: this page shows {epochs}{planned}, and nothing "
-            "was measured on the test split. Its own command with --resume continues it."
+            f"was measured on the test split. {continue_line(record.folder)}"
         )
     if is_unverified(record):
         yield f"The test accuracy is {NOT_VERIFIED}."
@@ -127,12 +133,22 @@ def _head_figures(record: RunRecord) -> Iterator[HeadFigure]:
         yield HeadFigure("held-out accuracy", percent(record.val_metric("top1")), remark)
     yield HeadFigure("parameters", grouped(record.parameters))
     if record.teacher_top1 is not None:
-        remark = f"on {record.teacher_images}, as this run recorded"
-        yield HeadFigure("its teacher", percent(record.teacher_top1), remark)
+        remark = f"on {record.teacher_images}, as this run recorded{_teacher_on_test(record)}"
+        split = "held-out" if record.val_images else "training"
+        yield HeadFigure(f"teacher's {split} accuracy", percent(record.teacher_top1), remark)
     total_s = record.result.get("total_s")
     total = f"{duration(total_s)} with preparation and test" if total_s is not None else ""
     remark = ", ".join(filter(None, [f"on {record.device}" if record.device else "", total]))
     yield HeadFigure("training time", duration(record.result.get("elapsed_s")), remark)
+
+
+def _teacher_on_test(record: RunRecord) -> str:
+    """Return `; on the test images 95.31 %`; empty without the teacher's test predictions."""
+    predictions = record.predictions
+    if predictions is None or predictions.teacher_logits is None:
+        return ""
+    top1 = metrics.is_correct(predictions.teacher_logits, predictions.labels).mean()
+    return f"; on the test images {percent(float(top1))}"
 
 
 def _with_level(interval: Interval | None) -> str:

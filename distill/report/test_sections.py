@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill import metrics, statistics
-from distill.format import counted, grouped, interval_text, nats, percent
+from distill.format import change_of_ece, counted, grouped, interval_text, nats, percent
 from distill.metrics import (
     Array,
     Counts,
@@ -260,10 +260,11 @@ def _calibration(predictions: Predictions) -> Iterator[Block]:
         fitted = statistics.fit_temperature(predictions.val_logits, predictions.val_labels)
         scaled = calibration_curve(probabilities(predictions.logits, fitted), predictions.labels)
         leaning = "over" if fitted > 1 else "under"
+        effect = change_of_ece(plain.ece, scaled.ece)
         note = (
-            f"Divided by the temperature {fitted:.3f}, fitted on the held-out images, the logits "
-            f"of this {leaning}confident network have an expected calibration error of "
-            f"{scaled.ece:.4f} instead of {plain.ece:.4f}. No prediction changes."
+            f"On the held-out images this network is {leaning}confident, and dividing its logits "
+            f"by the temperature {fitted:.3f} fits them best. On the test images this {effect}. "
+            "No prediction changes."
         )
     caption = (
         "Reliability in 15 bins: the accuracy of predictions by their confidence, and their share. "

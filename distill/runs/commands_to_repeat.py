@@ -1,4 +1,7 @@
-"""Compute the commands that train a finished run again, those that train its teachers first."""
+"""Compute the commands that train a finished run again, those that train its teachers first.
+
+And the commands that continue or finish an unfinished run.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.files import run_json_schemas
 from distill.files.escape_text import shell_word
 from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import Values, switches, value_text
-from distill.runs import check_runs_match
-from distill.runs.run_folder import RunFolder
+from distill.runs import check_runs_match, journal, lock
+from distill.runs.run_folder import RunFolder, role_begun
 from networks.network_catalogue import is_own
 
 MOST_RUNS = 64  # commands are given for at most so many runs
 COMMANDS = {"teacher": "train-teacher", "student": "distill"}
+TRIALS = ("sweep", "search")  # commands whose runs are trials
+SEVERAL = (*TRIALS, "seeds", "study")  # commands that train several runs; typed again, they resume
 NAME = re.compile(r"[\w+-]+")
 Command = list[str]  # its words
 
@@ -59,6 +65,63 @@ def with_names(commands: Sequence[Command], names: Mapping[str, str]) -> list[Co
         ]
         for words in commands
     ]
+
+
+def advice_on_unfinished(folder: RunFolder) -> str:
+    """Return lines that say what to type to continue or finish an unfinished run, for a message."""
+    holder, is_alive = lock.read_holder(folder.path)
+    if is_alive:
+        return f"It is being trained by {holder}: wait until that ends."
+    has_checkpoint = folder.last.exists() or folder.last.with_name("last.old").exists()
+    if not has_checkpoint or _verb(_typed(folder)) in TRIALS:
+        return continue_line(folder)
+    return (
+        f"{continue_line(folder)}\nOr end it with its best weights so far: "
+        f"python cli.py finish {shell_word(str(folder.path))}"
+    )
+
+
+def continue_line(folder: RunFolder) -> str:
+    """Return a line with the command that continues an unfinished run to its end."""
+    typed = _typed(folder)
+    command = [typed] if _verb(typed) in SEVERAL else _continuing(folder)
+    if not command:
+        return "Continue it with the command that began it, --out and --resume."
+    return f"Continue it: {text_of(command)}"
+
+
+def _typed(folder: RunFolder) -> Command:
+    """Return the command that was typed, as environment.json has it; empty if it is unknown."""
+    with suppress(UserError):
+        return ["python", *run_json_schemas.environment(folder.environment)["command"]]
+    return []
+
+
+def _verb(typed: Command) -> str:
+    """Return the command of cli.py in a typed command; empty if another program was run."""
+    is_ours = len(typed) > 2 and Path(typed[1]).name == "cli.py"
+    return typed[2] if is_ours else ""
+
+
+def _continuing(folder: RunFolder) -> list[Command]:
+    """Return the command that continues a run of `distill` or `train-teacher`, as a list of one.
+
+    Empty if its recipe cannot be read or its role is unknown.
+    """
+    with suppress(UserError, OSError):
+        recipe = recipes.read(folder.recipe)
+        starts = [row for row in journal.read(folder.journal) if row["event"] == "start"]
+        begun = starts[-1] if starts else {}
+        role = begun.get("role", role_begun(folder))
+        if role in COMMANDS:
+            known = {
+                "role": role,
+                "recipe": begun.get("recipe", ""),
+                "processes": begun.get("processes", 1),
+                "teacher": {"runs": list(recipe.teacher.runs if recipe.teacher else ())},
+            }
+            return [[*_command(folder, recipe, known), "--resume"]]
+    return []
 
 
 def _add(

@@ -126,9 +126,11 @@ class RunFolder:
         the dict raises UserError too.
         """
         if not self.is_finished:
+            from distill.runs.commands_to_repeat import advice_on_unfinished  # imports this module
+
             raise UserError(
                 f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
-                "Finish it with its own command and --resume."
+                f"{advice_on_unfinished(self)}"
             )
         return run_json_schemas.result(self.result_file)
 

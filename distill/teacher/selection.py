@@ -12,7 +12,7 @@ from distill.components.read_test_split import identify_test
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
-from distill.files.escape_text import visible
+from distill.files.escape_text import shell_word, visible
 from distill.format import counted
 from distill.recipe import recipes
 from distill.recipe.recipes import Recipe
@@ -95,7 +95,7 @@ def _choose_teacher(
             found, 0 if split.held_out is None else len(split.held_out.labels)
         )
     passed = [
-        f"\n{run.path} is passed over: {reason.removeprefix(f'teacher {run.path} ')}"
+        f"\n{run.path} is passed over: {reason.replace(f'teacher {run.path} ', 'it ', 1)}"
         for run, reason in reasons.items()
         if reason
     ]
@@ -118,7 +118,8 @@ def _reason_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> s
         if (run.role if run.is_finished else run_folder.role_begun(run)) != "teacher":
             return ""
         if not run.is_finished:
-            return "it is not finished; finish it with its own command and --resume"
+            path = shell_word(str(run.path))
+            return f"it is not finished; finish it with python cli.py finish {path}"
         run.check_result()
         reasons = _reasons_against(run, images, split)
         return reasons[0].removesuffix(f"; {RETRAIN}") if reasons else None
@@ -143,14 +144,17 @@ def notes_on_broken_runs(
     return [note for place in places for note in unreadable_results_in(place)]
 
 
-def load_teacher(recipe: Recipe, images: ImageSet, split: TrainValSplit) -> FrozenTeacher | None:
+def load_teacher(
+    recipe: Recipe, images: ImageSet, split: TrainValSplit, is_resumed: bool = False
+) -> FrozenTeacher | None:
     """Load the recipe's teacher, several as an ensemble; None if no loss term reads a teacher.
 
+    `is_resumed`: whether it is for a run that is resumed, whose teacher may have been moved.
     Raises UserError that lists all problems: a folder is not a finished run or has no weights; a
     teacher has other classes or other data, or was trained on images that this run holds out; a key
     of [teacher] or a loss term requires another number of teachers.
     """
-    runs = [_open_run(run) for run in named_teachers(recipe)]
+    runs = [_open_run(run, is_resumed) for run in named_teachers(recipe)]
     faults = [fault for run in runs for fault in _reasons_against(run, images, split)]
     places = [run.path.resolve() for run in runs]
     faults += [
@@ -188,15 +192,16 @@ def _load(run: RunFolder) -> tuple[nn.Module, str]:
         ) from fault
 
 
-def _open_run(run: RunFolder) -> RunFolder:
+def _open_run(run: RunFolder, is_resumed: bool) -> RunFolder:
     """Open a teacher's run. Raises UserError if its folder is missing."""
+    moved = (
+        "\nIf its folder was moved, give the new one with --teacher RUN: a resumed run compares "
+        "the teacher's weights, not its path."
+    )
     try:
         return open_run(run.path)
     except UserError as fault:
-        raise UserError(
-            f"teacher {fault}\nIf its folder was moved, give the new one with --teacher RUN: a "
-            "resumed run compares the teacher's weights, not its path."
-        ) from fault
+        raise UserError(f"teacher {fault}{moved if is_resumed else ''}") from fault
 
 
 def _count_problems(recipe: Recipe, n: int) -> Iterator[str]:
@@ -263,7 +268,10 @@ def teachers_fingerprint(recipe: Recipe) -> str:
 def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> list[str]:
     """Return the reasons why a run cannot be the teacher on these images, one line each."""
     if not run.is_finished:
-        return [f"teacher {run.path} is not finished: it has no {run.result_file.name}; {RETRAIN}"]
+        return [
+            f"teacher {run.path} is not finished: it has no {run.result_file.name}; type python "
+            f"cli.py finish {shell_word(str(run.path))}, or {RETRAIN}"
+        ]
     try:
         result, weights = run.result(), run.weights(run.role)
         teacher_classes, fingerprint = tuple(result["class_names"]), result["data"]["fingerprint"]
@@ -279,9 +287,10 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
             f"the data has {len(classes)}; {RETRAIN}"
         ]
     if teacher_classes != classes:
-        pairs = [f"{a} / {b}" for a, b in zip(teacher_classes, classes, strict=True) if a != b]
-        shown = visible(", ".join(pairs[:3]))
-        return [f"teacher {run.path} has other classes ({shown}); {RETRAIN}"]
+        return [
+            f"teacher {run.path} was trained on other classes ({_names(teacher_classes)}) than "
+            f"this data has ({_names(classes)}); {RETRAIN}"
+        ]
     if fingerprint != images.fingerprint:
         if (size := _image_size(run)) not in (None, images.size):
             return [
@@ -294,6 +303,11 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
             f"whether it was trained on images that are held out here; {RETRAIN}"
         ]
     return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
+
+
+def _names(classes: Sequence[str]) -> str:
+    """Return the first class names, for a message."""
+    return visible(", ".join(classes[:3])) + (", …" if len(classes) > 3 else "")
 
 
 def _image_size(run: RunFolder) -> int | None:

@@ -11,6 +11,7 @@ from distill.files.escape_text import visible
 from distill.format import (
     UNKNOWN,
     as_typed,
+    change_of_ece,
     counted,
     grouped,
     interval_text,
@@ -76,7 +77,9 @@ def temperature_and_teacher_lines(results: Figures) -> Iterator[Text]:
     absent = results["absent"]
     if results["temperature"] is not None:
         temperature = f"temperature {results['temperature']:.3f}, fitted on held-out images"
-        yield label_line("scaling", temperature)
+        after = results.get("ece_calibrated")
+        effect = "" if after is None else f", {change_of_ece(results['ece'], after)}"
+        yield label_line("scaling", temperature + effect)
     else:
         yield missing_line("scaling", absent["temperature"])
     if results["teacher_kl"] is not None:

@@ -20,6 +20,7 @@ from distill.events import (
     IMAGES_PER_S,
     LR,
     TOTAL,
+    TRAINING_STEPS,
     VALIDATED,
     End,
     Epoch,
@@ -64,6 +65,8 @@ class ProgressDisplay:
         self._best_epoch: int | None = None
         self._metrics: dict[str, float] = {}
         self._s_per_step: float | None = None
+        self._first_step: tuple[int, float] | None = None  # of this process, and when it ended
+        self._live_rate: float | None = None  # images per second since then
         self._tasks: dict[str, tuple[int, int]] = {}  # items done and in all, by name
         self._task_began_at: dict[str, float] = {}  # by the same names
         self._live = Live(
@@ -110,6 +113,9 @@ class ProgressDisplay:
         of several items that has taken LOG_AFTER_S; none during the training, where each epoch has
         a line.
         """
+        if what == TRAINING_STEPS:
+            self._count_step(done)
+            return
         if what not in self._tasks:
             self._task_began_at[what] = self._clock()
         taken_s = self._clock() - self._task_began_at[what]
@@ -121,6 +127,15 @@ class ProgressDisplay:
         has_line = is_log and total > 1 and taken_s >= LOG_AFTER_S
         if has_line and quarters_done(done, total) > quarters_done(before, total):
             self._print(Text(f"{what}  {done:,} of {total:,}"))
+
+    def _count_step(self, step: int) -> None:
+        """Move the bars to a step; before the first event with images/s, measure them here."""
+        self._step, now = step, self._clock()
+        if self._first_step is None:
+            self._first_step = step, now
+        first, began_at = self._first_step
+        if self._start is not None and now > began_at and step > first:
+            self._live_rate = (step - first) * self._start.batch_size / (now - began_at)
 
     @property
     def _is_training(self) -> bool:
@@ -175,7 +190,12 @@ class ProgressDisplay:
         return self._start is None or self._start.val_images > 0
 
     def _speed(self, epoch: Epoch) -> list[str]:
-        return [rate_text(self._metrics.get(IMAGES_PER_S)), f"{duration(epoch.remaining_s)} left"]
+        return [rate_text(self._metrics.get(IMAGES_PER_S)), self._left_text(epoch.remaining_s)]
+
+    def _left_text(self, left_s: float | None) -> str:
+        """Format the remaining time of the training, after which the test split is measured."""
+        is_over = self._start is not None and self._step >= total_steps(self._start)
+        return "training done" if is_over else f"{duration(left_s)} of training left"
 
     def _epoch_bar(self, start: Start) -> tuple[RenderableType, ...]:
         now = min(self._epoch + 1, start.epochs)
@@ -184,7 +204,7 @@ class ProgressDisplay:
             Text("epoch", "bold"),
             f"{now}/{start.epochs}",
             ProgressBar(steps, self._step),
-            f"{duration(self._left_s(start))} left",
+            self._left_text(self._left_s(start)),
         )
 
     def _step_bar(self, start: Start) -> tuple[RenderableType, ...]:
@@ -195,7 +215,7 @@ class ProgressDisplay:
             Text("step", "bold"),
             f"{done:,}/{total:,}",
             ProgressBar(total, done),
-            rate_text(self._metrics.get(IMAGES_PER_S)),
+            rate_text(self._metrics.get(IMAGES_PER_S, self._live_rate)),
         )
 
     def _left_s(self, start: Start) -> float | None:
@@ -239,7 +259,7 @@ def estimate_line(estimate: Estimate) -> Text:
     """Return a line with the estimated total time, its range and the number of timed steps."""
     total = time_with_range(estimate.total_s, estimate.low_s, estimate.high_s)
     steps = counted(estimate.steps, "step")
-    return Text(f"about {total} in all, from the first {steps}")
+    return Text(f"about {total} of training, from the first {steps}, without preparation and test")
 
 
 def head_lines(start: Start) -> Iterator[Text]:

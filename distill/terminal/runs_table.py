@@ -33,6 +33,7 @@ WIDE = 100  # terminal width from which columns are two spaces apart instead of 
 NAMES = ("run", "recipe", "teacher", "data")
 FIGURES = ("params", "test %", "val %", "state", "age")
 # Where a name may be split into two lines: best after / or a space or before +, else after - or _.
+MOST_LINES = 5  # of a name, if two are not enough
 BREAKS = (r"(?<=[/ ])|(?=\+)", r"(?<=[-_])")
 
 # The raw value of each column, by which it is sorted.
@@ -102,7 +103,8 @@ def fold_trials(
 def runs_table(
     runs: Sequence[RunListing], folder: Path, width: int, now: float | None = None
 ) -> RenderableType:
-    """Show a row of at most two lines for each run; below, faults of damaged runs and long names.
+    """Show a row for each run, of two lines if they suffice; below, faults of damaged runs and
+    names that do not fit.
 
     `folder`: names of runs are shown relative to it. `width`: characters of the terminal. `now`:
     seconds since 1970. Trials are left out as by `fold_trials`, and so is the column of the data
@@ -193,10 +195,16 @@ def fit_widths(width: int, names: Sequence[Sequence[str]]) -> list[int]:
     """Return the widths of the name columns, whose sum is at most `width` characters if possible.
 
     `names`: a row per run. Names are put on one line if they fit, else on two lines. If two lines
-    are still too wide, the widest columns are limited to the same width.
+    are still too wide, the widest columns are limited to the same width, but no part of a name is
+    cut if all parts fit.
     """
     columns = list(zip(*names, strict=True))
     heads = [len(heading) for heading, _ in zip(NAMES, columns, strict=False)]
+    parts = [
+        max(len(part.rstrip()) for name in column for part in _parts(name)) for column in columns
+    ]
+    if sum(map(max, heads, parts)) <= width:
+        heads = [*map(max, heads, parts)]
     halves = [max(map(two_line_width, column)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
     return _limit_widths(width, whole, _limit_widths(width, [*map(max, heads, halves)], heads))
@@ -222,15 +230,38 @@ def two_line_width(name: str) -> int:
 def wrap_name(name: str, width: int) -> str:
     """Split a name longer than `width` characters into two lines: `kd_cutmix`, `+ema`.
 
-    It is split at one of BREAKS. A line that is still too long is shortened in its middle.
+    It is split at one of BREAKS. If two lines are too short, it is split into up to MOST_LINES. If
+    these are too short as well, it has two lines that are shortened in their middle.
     """
     if len(name) <= width:
         return name
+    if two_line_width(name) > width and (several := _filled_lines(name, width)):
+        return "\n".join(several)
     # The split that loses the fewest characters; of several, the first.
     lines = min(
         _break_points(name), key=lambda pair: sum(max(0, len(line) - width) for line in pair)
     )
     return "\n".join(shorten(line, width) for line in lines)
+
+
+def _filled_lines(name: str, width: int) -> list[str]:
+    """Split a name into lines of at most `width` characters, as few as possible.
+
+    Empty if a part of it is longer, or if it needs more than MOST_LINES lines.
+    """
+    lines = [""]
+    for part in _parts(name):
+        if len((lines[-1] + part).rstrip()) <= width:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    lines = [line.rstrip() for line in lines if line]
+    return lines if len(lines) <= MOST_LINES and max(map(len, lines)) <= width else []
+
+
+def _parts(name: str) -> list[str]:
+    """Return the parts of a name between all its BREAKS."""
+    return re.split("|".join(BREAKS), name)
 
 
 def _break_points(name: str) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.errors import UserError
 from distill.models import checkpoint
+from distill.runs.commands_to_repeat import continue_line
 from distill.training import loop
 from distill.training.resume import best_file
 from distill.training.state import BestEpoch, TrainState
@@ -16,7 +17,7 @@ def check_is_trained(state: TrainState) -> None:
     if state.step == 0:
         raise UserError(
             f"run {state.folder.path} has no checkpoint of a trained step, so it has no weights to "
-            "finish with.\nTrain it with its own command and --resume."
+            f"finish with.\n{continue_line(state.folder)}"
         )
 
 

@@ -1,7 +1,7 @@
 """Run the training step and the training loop, which yields events and prints nothing."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from accelerate.utils import broadcast
@@ -16,6 +16,7 @@ from distill.events import (
     IMAGES_PER_S,
     LR,
     TOTAL,
+    TRAINING_STEPS,
     Epoch,
     Estimate,
     Event,
@@ -124,7 +125,7 @@ def train(state: TrainState) -> Iterator[Event]:
 
 def _epoch(state: TrainState) -> Iterator[Event]:
     """Train to the end of the current epoch: steps, validation, and a checkpoint if one is due."""
-    yield from _steps(state)
+    speed = yield from _steps(state)
     re_estimate_batch_norm(state)
     broadcast_buffers(state)
     measured = validate(state)
@@ -132,7 +133,7 @@ def _epoch(state: TrainState) -> Iterator[Event]:
     state.epoch += 1
     _save_epoch_weights(state)
     losses = _as_metrics(state.epoch_losses.read(state.accelerator))
-    metrics = losses | measured
+    metrics = losses | measured | speed
     yield Epoch(state.epoch, state.step, metrics, is_best, state.process_s, state.remaining_s)
     if state.epoch % state.settings.save_every == 0 or state.epoch == state.epochs:
         resume.save(state)
@@ -149,8 +150,11 @@ def _save_epoch_weights(state: TrainState) -> None:
         epoch_weights.save(state.folder, state.epoch, state.final_weights)
 
 
-def _steps(state: TrainState) -> Iterator[Step | Estimate]:
-    """Take the remaining steps of the current epoch."""
+def _steps(state: TrainState) -> Generator[Step | Estimate, None, dict[str, float]]:
+    """Take the remaining steps of the current epoch.
+
+    Returns the metric `images_per_s` if no Step of the epoch has it, else nothing.
+    """
     logged_at, n_images = time.monotonic(), 0
     state.model_ddp.train()
     state.first_steps.restart()
@@ -168,6 +172,8 @@ def _steps(state: TrainState) -> Iterator[Step | Estimate]:
             }
             yield Step(state.step, state.epoch, metrics)
             logged_at, n_images = time.monotonic(), 0
+        if state.progress is not None:
+            state.progress(TRAINING_STEPS, state.step, state.total_steps)
         if state.first_steps.count_step(state.accelerator.device):
             yield from _estimate(state)
         request = state.ranks(_request(state))
@@ -176,6 +182,13 @@ def _steps(state: TrainState) -> Iterator[Step | Estimate]:
             resume.save(state)
             _stop_if_requested(state, request)
     state.divergence.raise_if_diverged()
+    begin, every = state.epoch * state.loader.steps_per_epoch, state.settings.log_every
+    is_logged = state.step // every > begin // every
+    return (
+        {}
+        if is_logged or not n_images
+        else {IMAGES_PER_S: n_images / (time.monotonic() - logged_at)}
+    )
 
 
 def _request(state: TrainState) -> Request:

@@ -9,6 +9,7 @@ from distill.events import loss_name
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
+from distill.runs.commands_to_repeat import continue_line
 from distill.runs.run_folder import RunFolder
 from distill.training import build, loop, resume
 from distill.training.state import TrainState
@@ -32,7 +33,7 @@ def repeat_step(
     if newest is None:
         raise UserError(
             f"run {folder.path} has no checkpoint, so none of its steps can be repeated.\n"
-            "Start it with its own command and --resume."
+            f"{continue_line(folder)}"
         )
     total_steps = newest["total_steps"]
     if not 1 <= step <= total_steps:

@@ -245,7 +245,7 @@ def _load_inputs(
     if not request.ends_early:
         _check_resumable(folder, request)
     with running(progress, "loading the teacher"):
-        teacher = selection.load_teacher(recipe, images, split)
+        teacher = selection.load_teacher(recipe, images, split, request.resume)
     identity = fingerprints.identity(
         recipe, images, "" if teacher is None else teacher.fingerprint, test
     )
@@ -360,8 +360,10 @@ def _decide_compilation_and_steps(
                 state, minutes, began_at
             )
         build.set_total_steps(state, recipe, steps)
-        fitting = counted(steps, "step fits", "steps fit")
-        notes.append(f"train.minutes = {minutes:g}: {fitting}, of training alone")
+        notes.append(
+            f"train.minutes = {minutes:g}: the training gets {counted(steps, 'step')}, as many as "
+            "fit into that time; measuring the test split afterwards takes more"
+        )
     return tuple(notes)
 
 

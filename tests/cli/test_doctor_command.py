@@ -61,7 +61,7 @@ def test_table_shows_what_to_do(run_cli: RunCli) -> None:
     shown = unfolded(result.out)
     assert "convolutions" in shown and "fault" in shown
     assert "python cli.py data fetch cifar10" in shown
-    assert result.err.endswith("A training would fail here: 1 fault (data).\n")
+    assert result.err.endswith("Training would fail here: 1 fault (data).\n")
 
 
 def test_advice_is_indented_below_what_was_found() -> None:

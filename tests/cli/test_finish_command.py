@@ -131,7 +131,7 @@ def test_run_without_checkpoint_is_refused(run_cli: RunCli, stopped: RunFolder) 
     assert_refused(
         run_cli("finish", stopped.path),
         f"run {stopped.path} has no checkpoint, so it has no weights to finish with.",
-        "Train it with its own command and --resume.",
+        "Continue it: python cli.py distill --recipe tiny ",
         lines=2,
     )
 

@@ -277,6 +277,15 @@ def test_a_file_that_cannot_be_used_is_refused(write: Write, text: str, fault: s
         load("a.toml")
 
 
+def test_mistyped_path_names_a_similar_file(write: Write) -> None:
+    mine = write("recipe_mine.toml", "")
+    with pytest.raises(RecipeError) as error:
+        load("recipe_min.toml")
+    [fault] = error.value.faults
+    assert fault.startswith("recipe_min.toml does not exist; did you mean ")
+    assert "recipe_mine.toml? `python cli.py recipes` lists them" in fault, mine
+
+
 def test_unreadable_part_neither_hides_nor_adds_faults(write: Write) -> None:
     write("recipes/one.toml", "[optim]\nlrr = 1")
     with pytest.raises(RecipeError) as error:

@@ -54,6 +54,15 @@ def test_five_faults_at_once_are_five_lines() -> None:
     ]
 
 
+def test_other_word_for_base_is_the_only_fault() -> None:
+    with pytest.raises(RecipeError) as error:
+        loads('extends = "kd_cutmix"\n[loss]\nkd = false\n', "mine.toml")
+    assert list(error.value.faults) == [
+        'extends = "kd_cutmix" (mine.toml) is not a key; to build on another recipe, write '
+        'base = "kd", or compose = ["kd", "cutmix"] for several, at the top of the file'
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [

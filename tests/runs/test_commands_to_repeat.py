@@ -9,9 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from distill.errors import UserError
 from distill.recipe import recipes
+from distill.runs import lock
 from distill.runs.commands_to_repeat import training_commands, with_names, without_command
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import RunFolder, write_json, write_text
 from tests.make_runs import train
 
 RUN = RunFolder(Path("runs/x"))
@@ -135,3 +137,56 @@ def test_typed_commands_repeat_teacher_and_student(
     for key in ("recipe_fingerprint", "weights", "commands"):
         assert after[key] == before[key]
     assert after["teacher"] == before["teacher"]
+
+
+# Unfinished runs
+
+
+def unfinished(path: Path, *typed: str, has_checkpoint: bool = True) -> RunFolder:
+    """Write the files of a run of `tiny` that was cut off; `typed`: its command after python."""
+    folder = RunFolder(path)
+    recipe = recipes.load("tiny", ["optim.lr=0.25", 'teacher.runs=["runs/my teacher"]']).recipe
+    write_text(folder.recipe, recipes.of_run(recipe))
+    if has_checkpoint:
+        write_json(folder.last / "progress.json", {"role": "student"})
+    if typed:
+        known = {"command": list(typed), "packages": {}, "source": "0" * 64}
+        write_json(folder.environment, known)
+    return folder
+
+
+def refusal(folder: RunFolder) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        folder.result()
+    return str(caught.value).splitlines()
+
+
+def test_unfinished_run_names_both_commands(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "a b")
+    assert refusal(folder) == [
+        f"run {folder.path} is not finished: it has no result.json.",
+        f"Continue it: python cli.py distill --recipe '{folder.recipe}' "
+        f"--teacher 'runs/my teacher' --data synthetic --out '{folder.path}' --resume",
+        f"Or end it with its best weights so far: python cli.py finish '{folder.path}'",
+    ]
+
+
+def test_run_without_checkpoint_can_only_be_continued(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run", has_checkpoint=False)
+    assert refusal(folder)[1:] == [
+        "Continue it with the command that began it, --out and --resume."
+    ]
+
+
+@pytest.mark.parametrize(("verb", "n_lines"), [("seeds", 3), ("study", 3), ("sweep", 2)])
+def test_run_of_several_continues_with_their_command(
+    tmp_path: Path, verb: str, n_lines: int
+) -> None:
+    lines = refusal(unfinished(tmp_path / "run", "cli.py", verb, "--out", "x y"))
+    assert lines[1] == f"Continue it: python cli.py {verb} --out 'x y'" and len(lines) == n_lines
+
+
+def test_run_in_training_is_to_be_waited_for(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run")
+    with lock.lock_run_folder(folder.path):
+        assert refusal(folder)[1].startswith("It is being trained by process ")

@@ -332,13 +332,24 @@ def test_links_between_groups_end(tmp_path: Path) -> None:
     assert [Path(row.path).name for row in list_runs(tmp_path)] == ["a"]
 
 
-@pytest.mark.parametrize("width", [80, 100])
-def test_long_names_take_two_lines(tmp_path: Path, width: int) -> None:
+def test_long_names_in_a_narrow_terminal_are_not_cut(tmp_path: Path) -> None:
+    for seed in range(2):
+        finished(
+            tmp_path / "seeds-student_alone+two_cores" / f"seed-{seed}",
+            recipe="kd_cutmix+quickstart (control)",
+        )
+    lines = printed(sort_runs(list_runs(tmp_path), "run"), tmp_path, 80)
+    assert max(map(len, lines)) <= 80
+    assert lines[2].endswith(" 2 h"), "figures are not cut"
+    assert "…" not in "".join(lines) and "in full" not in "".join(lines)
+
+
+def test_long_names_take_two_lines(tmp_path: Path) -> None:
     group = tmp_path / "seeds-student_alone+two_cores"
     for seed in range(2):
         finished(group / f"seed-{seed}", recipe="kd_cutmix+quickstart (control)")
-    lines = printed(sort_runs(list_runs(tmp_path), "run"), tmp_path, width)
-    assert max(map(len, lines)) <= width
+    lines = printed(sort_runs(list_runs(tmp_path), "run"), tmp_path, 100)
+    assert max(map(len, lines)) <= 100
     assert lines[2].endswith(" 2 h"), "figures are not cut"
     rows = lines[2:6]
     assert lines[6].startswith("test: ")
@@ -355,7 +366,13 @@ def test_long_names_take_two_lines(tmp_path: Path, width: int) -> None:
         ("student_alone+two_cores", 40, ["student_alone+two_cores"]),
         ("sweep-base/trial-0010", 13, ["sweep-base/", "trial-0010"]),
         ("real/alone-0-again", 12, ["real/alone-", "0-again"]),
-        ("seeds-student_alone+two_cores/seed-1", 13, ["seeds-…_alone", "+two_c…seed-1"]),
+        (
+            "seeds-student_alone+two_cores/seed-1",
+            13,
+            ["seeds-", "student_alone", "+two_cores/", "seed-1"],
+        ),
+        ("seeds/tiny/seed0-control", 8, ["seeds/", "tiny/", "seed0-", "control"]),
+        ("a-b-c-d-e-f", 2, ["a-", "…f"]),
         ("unbreakable", 4, ["u…le"]),
         ("a + b", 3, ["a", "+ b"]),
     ],

@@ -31,9 +31,19 @@ def test_other_holdout_of_a_candidate_is_named(tmp_path: Path) -> None:
         selection.resolve_teachers(
             recipe, images, split_images(recipe, images), None, [tmp_path], "tiny"
         )
-    assert f"\n{path} is passed over: was trained on " in str(caught.value)
+    assert f"\n{path} is passed over: it was trained on " in str(caught.value)
     assert "epoch on: it held out " in str(caught.value)
     assert "\nType --set data.holdout=0.04, the teacher's own" in str(caught.value)
+
+
+def test_missing_teacher_may_have_moved_only_if_resumed(tmp_path: Path) -> None:
+    recipe = recipes.load("tiny", [f"teacher.runs=['{tmp_path / 'gone'}']"]).recipe
+    images = drawn()
+    split = split_images(recipe, images)
+    for is_resumed in (False, True):
+        with pytest.raises(UserError, match="gone is not a run: there is no such folder") as caught:
+            selection.load_teacher(recipe, images, split, is_resumed)
+        assert ("If its folder was moved" in str(caught.value)) is is_resumed
 
 
 def test_teacher_whose_code_may_not_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

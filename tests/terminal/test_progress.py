@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from distill.events import End, Epoch, Estimate, Start, Step
+from distill.events import TRAINING_STEPS, End, Epoch, Estimate, Start, Step
 from distill.runs.teacher_student_summary import ClosingRow
 from distill.terminal import progress
 from distill.terminal.progress import (
@@ -120,7 +120,7 @@ def test_without_terminal_epoch_is_one_plain_line() -> None:
     text = logged(START, Step(120, 2, {"images_per_s": 412.3}), EPOCH)
     assert text.splitlines()[-1] == (
         "epoch 3/30   loss 1.234 (hard 0.51, kd 0.80)  top1/val 71.17 %  top1/val_ema 73.00 %"
-        "  412 images/s  2:31 left  best"
+        "  412 images/s  2:31 of training left  best"
     )
     assert ESCAPE not in text
 
@@ -141,7 +141,7 @@ def test_average_alone_is_shown_if_only_measured() -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     line = logged(START, Epoch(1, 40, {}, False, 1.0, math.nan)).splitlines()[-1]
-    assert line == "epoch 1/30   loss –  top1/val –  – images/s  – left"
+    assert line == "epoch 1/30   loss –  top1/val –  – images/s  – of training left"
 
 
 def test_steps_write_no_line_to_a_log() -> None:
@@ -169,7 +169,7 @@ def test_bars_match_the_progress() -> None:
     assert re.search(r"step +30/40 ", text)
     assert "400 images/s" in text
     # 1,090 of 1,200 steps are to come, 100 images each: 272.5 s at 400 images/s
-    assert "4:32 left" in text
+    assert "4:32 of training left" in text
     assert "loss 1.234 (hard 0.51, kd 0.80)  lr 0.0812  top1/val –" in text
 
 
@@ -186,7 +186,7 @@ def test_step_bar_shows_share_of_epoch() -> None:
 
 def test_time_left_follows_estimate_of_last_epoch() -> None:
     # 151.4 s for the 1,080 steps after epoch 3; 540 steps later half of it is left.
-    assert "1:16 left" in bars(START, EPOCH, Step(660, 16, {"images_per_s": 9999.0}))
+    assert "1:16 of training left" in bars(START, EPOCH, Step(660, 16, {"images_per_s": 9999.0}))
 
 
 def test_bars_remember_accuracy_and_best_epoch_between_epochs() -> None:
@@ -199,7 +199,7 @@ def test_after_last_epoch_bars_do_not_count_further() -> None:
     text = bars(START, replace(EPOCH, epoch=30, step=1200, remaining_s=0.0))
     assert re.search(r"epoch +30/30", text)
     assert re.search(r"step +40/40", text)
-    assert "0:00 left" in text
+    assert "training done" in text and "left" not in text
 
 
 def test_resumed_run_starts_its_bars_later() -> None:
@@ -246,7 +246,7 @@ def test_without_held_out_images_no_epoch_is_best() -> None:
     end = End(30, {"top1/test": 0.9}, 4_697_162, 60.0, "runs/x/s.safetensors", 71.0)
     lines = logged(start, Step(40, 0, {"images_per_s": 412.3}), epoch, end).splitlines()
     assert lines[-3:-1] == [
-        "epoch 1/30   loss 1.234 (hard 0.51, kd 0.80)  412 images/s  2:31 left",
+        "epoch 1/30   loss 1.234 (hard 0.51, kd 0.80)  412 images/s  2:31 of training left",
         "final weights: epoch 30  top1/test 90.00 %  trained for 1:00  total 1:11",
     ]
     text = bars(start, epoch, Step(50, 1, {}))
@@ -370,4 +370,19 @@ def test_long_run_is_announced_once() -> None:
 
 def test_an_estimate_is_one_line_with_its_range() -> None:
     lines = logged(START, Estimate(9, 0, 6, 29 * 60.0, 25.2 * 60, 33.4 * 60))
-    assert lines.splitlines()[-1] == "about 29 min (25 to 33) in all, from the first 6 steps"
+    assert (
+        lines.splitlines()[-1] == "about 29 min (25 to 33) of training, from the first 6 steps, "
+        "without preparation and test"
+    )
+
+
+def test_each_step_moves_the_bar_before_the_first_event() -> None:
+    times = iter((10.0, 12.0, 14.0))
+    display = ProgressDisplay(console(terminal=False), lambda: next(times))
+    display(START)
+    for step in (1, 2, 3):
+        display.progress(TRAINING_STEPS, step, 1200)
+    out = console(terminal=False)
+    out.print(display.bars())
+    assert re.search(r"step +3/40 ", shown(out))
+    assert "50 images/s" in shown(out), "two steps of 100 images in four seconds"

@@ -191,7 +191,10 @@ def test_run_killed_before_its_test_is_not_early(tmp_path: Path) -> None:
 
 def test_untrained_run_is_refused(tmp_path: Path) -> None:
     folder = cut_off(tmp_path / "run", *ALONE, step=2)
-    with pytest.raises(UserError, match=r"has no checkpoint of a trained step.*\nTrain it with"):
+    with pytest.raises(
+        UserError,
+        match=r"has no checkpoint of a trained step.*\nContinue it: python cli.py distill ",
+    ):
         finish(folder)
     assert not folder.is_finished
 

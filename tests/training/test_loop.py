@@ -1,6 +1,7 @@
 """The parts of the step and the loop, by themselves."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from distill.data.loader import Batch
 from distill.evaluation.predict_split import evaluate_network
+from distill.events import Epoch
 from distill.metrics import measures
 from distill.models import checkpoint
 from distill.teacher.teacher import FrozenTeacher, LiveTeacher, Teacher, TeacherOutput
@@ -21,6 +23,17 @@ from tests.make_runs import prepared, train
 
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
 MEASURES = ("top1", "nll", "ece")
+
+
+def test_short_epoch_has_its_speed(tmp_path: Path) -> None:
+    """Of epochs of three steps, only the second one logs a step if every fifth is logged."""
+    _, events = train(
+        tmp_path / "run", *ALONE, "data.train_images=24", "data.holdout=0.25",
+        "train.batch_size=8", "train.epochs=3", "train.log_every=5",
+    )  # fmt: skip
+    measured = [event.metrics for event in events if isinstance(event, Epoch)]
+    assert ["images_per_s" in metrics for metrics in measured] == [True, False, True]
+    assert all(metrics.get("images_per_s", 1.0) > 0 for metrics in measured)
 
 
 @pytest.mark.long

@@ -101,7 +101,7 @@ def test_minutes_become_steps_that_end_in_time(teacher, tmp_path, monkeypatch) -
     last = [event for event in events if isinstance(event, Epoch)][-1]
     assert last.step == start.total_steps
     assert last.epoch == start.epochs == -(-107 // start.steps_per_epoch)
-    assert any("train.minutes = 1: 107 steps fit" in note for note in start.notes)
+    assert any("train.minutes = 1: the training gets 107 steps" in note for note in start.notes)
     assert "minutes = 1.0" in folder.recipe.read_text()
 
 
