@@ -65,7 +65,8 @@ def plan(
 ) -> None:
     """List the recipes that fit into a time budget on this machine, and how to run the best one.
 
-    Measures the machine's speed for less than a minute and saves nothing.
+    Measures the machine's speed, which takes about a minute, longer beside other programs. Saves
+    nothing.
     """
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:

@@ -58,7 +58,7 @@ def test_a_plan_as_a_table_and_as_json(run_cli: RunCli, planned_recipe: None) ->
     found = json.loads(run_cli("plan", "--minutes", 100, "--json").out)
     assert found.keys() == {
         "minutes", "rules", "data", "device", "processor_share", "best", "quickest", "recipes",
-        "against_the_rules", "measured_s",
+        "against_the_rules", "measured_s", "published", "fills_minutes", "broken_rules",
     }  # fmt: skip
     (row,) = found["recipes"]
     assert row.keys() == {
@@ -86,9 +86,14 @@ def test_plan_without_a_fit_names_the_quickest(
     assert "The quickest is student_alone+two_cores: about" in result.out
 
 
+def test_help_of_plan_says_how_long_it_takes(run_cli: RunCli) -> None:
+    words = " ".join(run_cli("plan", "--help").out.split())
+    assert "which takes about a minute, longer beside other programs" in words
+
+
 def test_plan_refuses_wrong_requests(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(
-        run_cli("plan", "--rules", "nyu1999"), "--rules nyu1999 are unknown; allowed: nyu2022"
+        run_cli("plan", "--rules", "nyu1999"), "--rules nyu1999 is unknown; allowed: nyu2022"
     )
     assert_refused(run_cli("plan", "--data", "nowhere"), "data source 'nowhere' is neither")
     monkeypatch.setenv("WORLD_SIZE", "2")
