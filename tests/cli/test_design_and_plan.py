@@ -138,6 +138,31 @@ def test_design_checks_a_recipe_against_rules(run_cli: RunCli) -> None:
     assert legal.code == 0 and json.loads(legal.out)["broken"] == []
 
 
+def test_design_checks_a_run_and_changed_keys(run_cli: RunCli, tmp_path: Path) -> None:
+    made = recipes.load("nyu2022_n3_b2_c85").recipe
+    (tmp_path / "recipe.toml").write_text(recipes.dumps(made))
+    command = ("design", "--rules", "nyu2022", "--check", tmp_path)
+    legal = run_cli(*command)
+    assert legal.code == 0
+    assert f"{tmp_path} follows the rules of NYU ECE-GY 7123, 2022: 4,895,755" in legal.out
+    wide = run_cli(*command, "--set", "student.width=90")
+    assert wide.code == 1 and "fewer than 5,000,000 parameters: it has 5," in wide.err
+    assert_refused(run_cli("design", "--set", "student.width=90"), "--set changes the recipe of")
+
+
+def test_designs_end_with_a_command_and_name_their_rules(run_cli: RunCli) -> None:
+    shown = run_cli("design", "--rules", "nyu2025", "--stages", "3", "--blocks", "1-2")
+    assert "Rules nyu2025: at most 5,000,000 parameters.\n" in shown.err
+    (line,) = [line for line in shown.err.splitlines() if "python cli.py" in line]
+    command = line.partition(": ")[2]
+    assert command == (
+        "python cli.py distill --recipe student_alone --set student.stages=3 "
+        "--set student.blocks=2 --set student.width=85"
+    )
+    sets = command.split(" --set ")[1:]
+    assert recipes.design_of("student_alone", sets)[0].parameters == 4_895_755
+
+
 def test_design_refuses_wrong_requests(run_cli: RunCli) -> None:
     assert_refused(
         run_cli("design", "--check", "kd"), "Type it with --rules nyu2022 or --rules nyu2025."
