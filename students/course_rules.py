@@ -40,7 +40,7 @@ def broken_clauses(
 def rules_by_name(name: str) -> Rules:
     """Return the rules called `name`. Raises UserError if there are none."""
     if name not in RULES:
-        raise UserError(f"--rules {name} are unknown; allowed: {', '.join(RULES)}.")
+        raise UserError(f"--rules {name} is unknown; allowed: {', '.join(RULES)}.")
     return RULES[name]
 
 

@@ -284,9 +284,9 @@ def over_budget(design: Design, max_params: int) -> str | None:
 def _advice(design: Design, width: int | None) -> str:
     if width is None:
         return "no width of these stages and blocks fits: use fewer stages or blocks"
-    stem = ", the stem as wide" if _stem_follows_width(design) else ""
+    stem = " with a stem of this width" if _stem_follows_width(design) else ""
     if design.channels == doubling(design.channels[0], design.stages):
-        return f"the widest that fits is width = {width}{stem}"
+        return f"type --set student.width={width}, the widest that fits{stem}"
     return (
         "its channels are given one by one: lower them, or replace them by the widest doubling "
         f"width of these stages and blocks, width = {width}{stem}"

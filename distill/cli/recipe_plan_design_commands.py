@@ -1,6 +1,7 @@
 """The commands on recipes and networks: params, plan, design and recipes."""
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from distill.cli.stdout_and_stderr import (
     stdout,
 )
 from distill.errors import Failure, UserError
-from distill.format import counted
+from distill.format import UNKNOWN, counted
 
 if TYPE_CHECKING:
     from distill.recipe.recipes import Recipe, ResolvedRecipe
@@ -65,7 +66,8 @@ def plan(
 ) -> None:
     """List the recipes that fit into a time budget on this machine, and how to run the best one.
 
-    Measures the machine's speed for less than a minute and saves nothing.
+    Measures the machine's speed, which takes about a minute, longer beside other programs. Saves
+    nothing.
     """
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
@@ -107,13 +109,16 @@ def design(
     check: Annotated[
         str | None,
         typer.Option(
-            "--check", metavar="RECIPE", help="List the clauses of --rules that its student breaks."
+            "--check",
+            metavar="RECIPE|RUN",
+            help="List the clauses of --rules that its student breaks.",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Plot parameters and MACs to this file."),
     ] = None,
+    set_: SetOption = [],
     as_json: JsonOption = False,
 ) -> None:
     """List the widest network of each depth within a budget, or check one against a course's rules.
@@ -132,8 +137,12 @@ def design(
     if check is not None:
         if plot is not None:
             raise UserError("--check and --plot exclude each other; give one of them")
-        _check_rules(check, rules, max_params, as_json)
+        _check_rules(check, set_, rules, max_params, as_json)
         return
+    if set_:
+        raise UserError(
+            "--set changes the recipe of --check, but none was named; type --check NAME"
+        )
     rows = widest_designs(
         course.exclusive_limit(max_params),
         numbers("--stages", stages),
@@ -150,6 +159,8 @@ def design(
             f"{course.bound} {max_params:,} parameters.\n"
             "Give a larger --max-params, or fewer --stages and --blocks."
         )
+    if rules is not None:
+        echo(f"Rules {rules}: {course.bound} {max_params:,} parameters.", err=True)
     _show_designs(rows, downsample, plot, as_json)
 
 
@@ -224,6 +235,7 @@ def _print_list(as_json: bool) -> None:
         echo_json([dict(zip(keys, row, strict=True)) for row in rows])
     else:
         stdout().print(recipe_table(shipped))
+        echo(f"{UNKNOWN}: its accuracy has not been measured here.", err=True)
 
 
 def _print_ingredient(
@@ -267,17 +279,20 @@ def _show_designs(
         from distill.terminal.recipe_and_cache_tables import design_table
 
         stdout().print(design_table(rows))
-        pooled = " --set student.downsample=pool" if downsample == "pool" else ""
-        echo(
-            "To train one: --set student.stages=… --set student.blocks=… --set student.width=…"
-            f"{pooled}",
-            err=True,
-        )
+        keys = {key: rows[-1][key] for key in ("stages", "blocks", "width")}
+        if downsample == "pool":
+            keys["downsample"] = downsample
+        sets = [word for key, value in keys.items() for word in ("--set", f"student.{key}={value}")]
+        command = shlex.join(["python", "cli.py", "distill", "--recipe", "student_alone", *sets])
+        echo(f"To train the last one without a teacher: {command}", err=True)
 
 
-def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> None:
-    """Print whether a recipe's student follows a course's rules; exit with 1 if it does not.
+def _check_rules(
+    recipe: str, overrides: Sequence[str], rules: str | None, budget: int, as_json: bool
+) -> None:
+    """Print whether a student follows a course's rules; exit with 1 if it does not.
 
+    `recipe`: that of the student, or its run folder. `overrides`: `key=value`, of --set.
     Raises UserError if `rules` is None or unknown, Failure if the student breaks a rule.
     """
     from distill.recipe import recipes
@@ -288,7 +303,9 @@ def _check_rules(recipe: str, rules: str | None, budget: int, as_json: bool) -> 
             "--check compares a recipe's student with the rules of a course, but none was named.\n"
             f"Type it with --rules {' or --rules '.join(courses.RULES)}."
         )
-    course, (student, activation) = courses.rules_by_name(rules), recipes.design_of(recipe)
+    course, of_run = courses.rules_by_name(rules), Path(recipe) / "recipe.toml"
+    spec = str(of_run) if os.path.isfile(of_run) else recipe
+    student, activation = recipes.design_of(spec, overrides)
     faults = courses.broken_clauses(course, student, activation, budget)
     if as_json:
         keeps, parameters = not faults, student.parameters

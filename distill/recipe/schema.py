@@ -90,6 +90,10 @@ class About(Table):
     """The mean accuracy of `seeds` runs of `command` on CIFAR-10's test split, in %."""
     seeds: Count | None = None
     """The number of runs that `measured_accuracy` is the mean of."""
+    control: str | None = None
+    """The command that trains its control, the same student without a teacher, if that was run."""
+    control_accuracy: Annotated[float, Field(gt=0, le=100)] | None = None
+    """The mean accuracy of `seeds` runs of `control` on CIFAR-10's test split, in %."""
 
 
 class Data(Table):

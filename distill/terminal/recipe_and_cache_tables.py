@@ -23,6 +23,7 @@ from distill.recipe.recipes import (
 )
 from distill.terminal.table_style import GAP, blank_table
 
+NOT_YET = "not yet run"  # the accuracy in [about] of a recipe that was not measured
 BESIDE = {  # notes beside a folder's name
     "ingredients": "to compose with a recipe: kd+cutmix+ema",
     "published": "settings of published tables: crd_cifar100+published_at",
@@ -40,7 +41,8 @@ def recipe_table(shipped: Sequence[tuple[str, Path, About]]) -> Table:
             table.add_section()
             table.add_row(Text(folder, "dim"), Text(BESIDE.get(folder, ""), "dim"))
         for name, _, about in recipes:
-            table.add_row(Text(name, "bold"), Text(about.claim), Text(about.accuracy))
+            accuracy = UNKNOWN if about.accuracy == NOT_YET else about.accuracy
+            table.add_row(Text(name, "bold"), Text(about.claim), Text(accuracy))
     return table
 
 

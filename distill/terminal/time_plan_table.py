@@ -1,8 +1,9 @@
 """Terminal table of a plan: which recipes fit, and the commands to type."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from textwrap import fill
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,6 +14,7 @@ from distill.format import UNKNOWN, as_typed, counted, grouped, rounded_time, ti
 from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
+BF16 = "train.precision=bf16"
 BUSY = 0.7  # if the timed steps had a smaller fraction of the processor, a note mentions it
 
 
@@ -26,6 +28,8 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
         blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]
+    if planned["fills_minutes"] is not None:
+        blocks += [Text(), *_command_that_fills(planned["fills_minutes"], planned["minutes"])]
     if others:
         blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
@@ -41,8 +45,8 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     quickest = next(r for r in planned["recipes"] if r["recipe"] == planned["quickest"])
     return [
         f"Nothing fits into {budget}.",
-        f"The quickest is {quickest['recipe']}: about {_time_with_range(quickest)}.",
-        f"Type --minutes {math.ceil(quickest['high'])}.",
+        f"The quickest is {quickest['recipe']}: about {_time_with_range(quickest)}, "
+        f"which fits into --minutes {math.ceil(quickest['high'])}.",
     ]
 
 
@@ -71,20 +75,31 @@ def _commands(best: Row) -> list[Text]:
     return [Text(), heading, *(Text(f"  {as_typed(command)}") for command in best["commands"])]
 
 
+def _command_that_fills(proposed: Mapping[str, Any], minutes: float) -> list[Text]:
+    """Return the command of a training that takes the whole budget; how long it trains is set."""
+    heading = f"To use the {minutes:g} minutes, {proposed['minutes']:g} of them for training, type:"
+    return [
+        Text(heading, "bold"),
+        Text(f"  {as_typed(proposed['command'])}"),
+        Text("The accuracy after this time was not measured.", "dim"),
+    ]
+
+
 def _slower_recipes(rows: Sequence[Row]) -> Table:
     """Show the recipes that do not fit; those with the same network and time share a row."""
     table = blank_table()
-    for heading in ("recipe", "network"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("recipe", no_wrap=True)
+    width = max(20, *(1 + len(row["recipe"]) for row in rows))  # the longest name and a comma
+    table.add_column("network", overflow="fold")
     for heading in ("accuracy", "together"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _, group in groupby(rows, key=_grouping_key):
         alike = list(group)
         table.add_row(
-            Text(", ".join(row["recipe"] for row in alike)),
+            fill(", ".join(row["recipe"] for row in alike), width, break_on_hyphens=False),
             alike[0]["training"]["network"],
-            _accuracy(alike[0]),
-            _time_with_range(alike[0]),
+            _accuracy(alike[0]).replace(", ", "\n"),
+            _time_with_range(alike[0]).replace(" (", "\n("),
         )
     return table
 
@@ -116,17 +131,44 @@ def _notes(planned: Mapping[str, Any]) -> list[str]:
     notes = [
         "Times are estimates with ranges in brackets, which are wide if the recipe's own steps",
         f"were not timed. Measured in {planned['measured_s']:.0f} s.",
+        _precision_note(planned["recipes"]),
         "Accuracies: CIFAR-10's test split, reached by the command in the recipe's [about].",
     ]
-    if planned["data"] is not None:
-        notes.append(f"Accuracies on {planned['data']} differ, unless that is CIFAR-10.")
+    if planned["published"] != "cifar10":
+        notes.append(f"Accuracies on {planned['data']} differ: these are not CIFAR-10's images.")
     share = planned["processor_share"]
     if share is not None and share < BUSY:
         notes.append(
             f"Other programs are running: the steps had {100 * share:.0f} % of the processor. "
-            f"Without them all times are shorter, to {100 * share:.0f} % at best."
+            f"Without them, times could fall to {100 * share:.0f} % of these at best."
         )
     if planned["against_the_rules"]:
-        n = counted(len(planned["against_the_rules"]), "recipe")
-        notes.append(f"{n} left out: no student, or one that breaks the rules {planned['rules']}.")
+        notes += _left_out(planned["broken_rules"], planned["rules"])
     return notes
+
+
+def _precision_note(rows: Sequence[Row]) -> str:
+    """Return which of the timed recipes were timed in bf16."""
+    parts = [
+        part
+        for row in rows
+        for part in (row["teacher"], row["training"])
+        if part is not None and part["is_timed"] and BF16 in part["overrides"]
+    ]
+    in_bf16 = ", ".join(dict.fromkeys(part["recipe"] for part in parts))
+    default = "for the default precision, train.precision=auto."
+    if not in_bf16:
+        return f"All times are {default}"
+    return f"Timed in bf16, as in their commands: {in_bf16}. Other times are {default}"
+
+
+def _left_out(broken: Mapping[str, Sequence[str]], rules: str) -> Iterator[str]:
+    """Yield which recipes are left out by the rules, and the first clause that each breaks."""
+    yield f"{counted(len(broken), 'recipe')} left out by the rules {rules}:"
+    together: dict[str, list[str]] = {}
+    for name, clauses in broken.items():
+        together.setdefault(clauses[0], []).append(name)
+    for clause, names in together.items():
+        yield f"  {', '.join(names)}: {clause}"
+    if any(len(clauses) > 1 for clauses in broken.values()):
+        yield f"Every clause: python cli.py design --rules {rules} --check NAME"

@@ -1,7 +1,8 @@
 """List the shipped recipes that `plan` can propose.
 
 An ingredient (a recipe to be composed with others) is proposed only if the command in its [about]
-table has been run on CIFAR-10. A recipe for other images than CIFAR-10 is not proposed.
+table has been run on CIFAR-10; so is the control that this table names. A recipe for other images
+than CIFAR-10 is not proposed.
 """
 
 import shlex
@@ -16,6 +17,7 @@ from distill.runs.run_folder import Role
 VERBS: dict[Role, str] = {"teacher": "train-teacher", "student": "distill"}  # commands of cli.py
 CIFAR10 = "cifar10"
 PRECISION = "train.precision="
+LENGTHS = ("train.epochs=", "train.minutes=")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class PlannedTraining:
         """The same training on images of `size` x `size` pixels; None for those of the recipe."""
         return replace(self, recipe=recipes.with_data(self.recipe, size=size))
 
+    def lasting(self, minutes: float) -> "PlannedTraining":
+        """The same training for so many minutes instead of a number of epochs.
+
+        Raises RecipeError if the recipe needs a number of epochs.
+        """
+        others = (o for o in self.overrides if not o.startswith(LENGTHS))
+        overrides = (*others, f"train.minutes={minutes:g}")
+        other = training(self.role, self.recipe_spec, overrides)
+        return other.at_size(self.recipe.data.size)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -94,7 +106,7 @@ def training(role: Role, spec: str, overrides: tuple[str, ...]) -> PlannedTraini
 
 
 def candidates() -> Iterator[Candidate]:
-    """Yield every shipped recipe that may be proposed."""
+    """Yield every shipped recipe that may be proposed, and the controls that were measured."""
     shipped = recipes.shipped()
     commands = {name: about.command for name, _, about in shipped}
     for _, path, about in shipped:
@@ -103,6 +115,9 @@ def candidates() -> Iterator[Candidate]:
         own = _training_of_command(about.command)
         if own.recipe.data.source == CIFAR10:
             yield Candidate(about, own, _teacher_of(about, own, commands))
+        if about.control is not None:
+            measured = About(measured_accuracy=about.control_accuracy, seeds=about.seeds)
+            yield Candidate(measured, _training_of_command(about.control), None)
 
 
 def _teacher_of(

@@ -17,6 +17,7 @@ from distill.data.image_set import SIDE, ImageSet, Progress
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.recipe import recipes
+from distill.time_plan.fill_minutes import Choice, fill_minutes
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, candidates
 from distill.training import flops, measure_speed
 from distill.training.estimate_duration import FORWARD_SHARE, TimeRange
@@ -201,49 +202,62 @@ def plan(
     or None for the recipes'. `began_at`: start of the program (time.monotonic), from which the time
     for measuring counts. `progress`: called with the recipe that is timed. In the result, times are
     in minutes, each with a range `low` to `high`; `accuracy` is the percentage on CIFAR-10's test
-    split. Raises UserError for unknown rules or images.
+    split; `fills_minutes` is the result of `fill_minutes`; `published` is the name of the published
+    set that the images are, or None; `broken_rules` are the clauses that each recipe left out
+    breaks. Raises UserError for unknown rules or images.
     """
     course = None if rules is None else courses.rules_by_name(rules)
-    n_images, n_classes, size = _size(data)
+    n_images, n_classes, size, published = _describe_images(data)
     every = [each.at_size(None if size == SIDE else size) for each in candidates()]
-    legal = [each for each in every if course is None or _is_legal(course, each)]
+    broken = {
+        each.training.recipe_spec: clauses
+        for each in every
+        if course is not None and (clauses := _broken_rules(course, each))
+    }
+    legal = [each for each in every if each.training.recipe_spec not in broken]
     costed = sorted(_cost_candidates(legal, n_images, n_classes), key=_measuring_order)
     machine = Machine(measure_speed.random_images(n_images, n_classes, size), began_at + BUDGET_S)
     timed = _time_all(costed, machine, 60 * minutes, progress)
-    rows = sorted((_row(each, machine, minutes, data) for each in timed), key=_display_order)
+    unsorted = [_row(each, machine, minutes, data) for each in timed]
+    choices = [Choice(each.candidate, row) for each, row in zip(timed, unsorted, strict=True)]
+    rows = sorted(unsorted, key=_display_order)
     return {
         "minutes": minutes,
         "rules": rules,
         "data": data,
+        "published": published,
         "device": measure_speed.device_name(),
         "processor_share": machine.processor_share,
         "best": next((row["recipe"] for row in rows if row["fits"]), None),
         "quickest": min(rows, key=lambda row: row["minutes"], default={"recipe": None})["recipe"],
+        "fills_minutes": fill_minutes(choices, minutes, data),
         "recipes": rows,
-        "against_the_rules": [each.training.recipe_spec for each in every if each not in legal],
+        "against_the_rules": list(broken),
+        "broken_rules": broken,
         "measured_s": time.monotonic() - began_at,
     }
 
 
-def _size(data: str | None) -> tuple[int, int, int]:
-    """Return the numbers of training images (with those to be held out) and of classes, and the
-    height and width of the images in pixels.
+def _describe_images(data: str | None) -> tuple[int, int, int, str | None]:
+    """Return the numbers of training images (with those to be held out) and of classes, the height
+    and width of the images in pixels, and the name of the published set that they are, or None.
 
     `data`: the data source; None for CIFAR-10. Raises UserError if it cannot be read.
     """
     if data is None or data in KNOWN:
-        return *KNOWN[data or "cifar10"], SIDE
+        return *KNOWN[data or "cifar10"], SIDE, data or "cifar10"
     load_data_set.check(data)
     images = load_data_set.load(data, "train")
-    return len(images.labels), images.n_classes, images.size
+    published = load_data_set.published_set(images)
+    return len(images.labels), images.n_classes, images.size, published
 
 
-def _is_legal(course: courses.Rules, candidate: Candidate) -> bool:
-    """Whether a candidate trains a student that follows a course's rules."""
+def _broken_rules(course: courses.Rules, candidate: Candidate) -> list[str]:
+    """Return why a candidate trains no student that follows a course's rules; empty if it does."""
     student = candidate.training.recipe.student
     if candidate.training.role == "teacher" or student is None:
-        return False
-    return not courses.broken_clauses(course, Design.of(**student.spec()), student.activation)
+        return ["it trains a teacher, no student"]
+    return courses.broken_clauses(course, Design.of(**student.spec()), student.activation)
 
 
 def _cost_candidates(

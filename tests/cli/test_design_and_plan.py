@@ -58,7 +58,7 @@ def test_a_plan_as_a_table_and_as_json(run_cli: RunCli, planned_recipe: None) ->
     found = json.loads(run_cli("plan", "--minutes", 100, "--json").out)
     assert found.keys() == {
         "minutes", "rules", "data", "device", "processor_share", "best", "quickest", "recipes",
-        "against_the_rules", "measured_s",
+        "against_the_rules", "measured_s", "published", "fills_minutes", "broken_rules",
     }  # fmt: skip
     (row,) = found["recipes"]
     assert row.keys() == {
@@ -86,9 +86,14 @@ def test_plan_without_a_fit_names_the_quickest(
     assert "The quickest is student_alone+two_cores: about" in result.out
 
 
+def test_help_of_plan_says_how_long_it_takes(run_cli: RunCli) -> None:
+    words = " ".join(run_cli("plan", "--help").out.split())
+    assert "which takes about a minute, longer beside other programs" in words
+
+
 def test_plan_refuses_wrong_requests(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(
-        run_cli("plan", "--rules", "nyu1999"), "--rules nyu1999 are unknown; allowed: nyu2022"
+        run_cli("plan", "--rules", "nyu1999"), "--rules nyu1999 is unknown; allowed: nyu2022"
     )
     assert_refused(run_cli("plan", "--data", "nowhere"), "data source 'nowhere' is neither")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -131,6 +136,31 @@ def test_design_checks_a_recipe_against_rules(run_cli: RunCli) -> None:
     )
     legal = run_cli("design", "--rules", "nyu2022", "--check", "nyu2022_n3_b2_c85", "--json")
     assert legal.code == 0 and json.loads(legal.out)["broken"] == []
+
+
+def test_design_checks_a_run_and_changed_keys(run_cli: RunCli, tmp_path: Path) -> None:
+    made = recipes.load("nyu2022_n3_b2_c85").recipe
+    (tmp_path / "recipe.toml").write_text(recipes.dumps(made))
+    command = ("design", "--rules", "nyu2022", "--check", tmp_path)
+    legal = run_cli(*command)
+    assert legal.code == 0
+    assert f"{tmp_path} follows the rules of NYU ECE-GY 7123, 2022: 4,895,755" in legal.out
+    wide = run_cli(*command, "--set", "student.width=90")
+    assert wide.code == 1 and "fewer than 5,000,000 parameters: it has 5," in wide.err
+    assert_refused(run_cli("design", "--set", "student.width=90"), "--set changes the recipe of")
+
+
+def test_designs_end_with_a_command_and_name_their_rules(run_cli: RunCli) -> None:
+    shown = run_cli("design", "--rules", "nyu2025", "--stages", "3", "--blocks", "1-2")
+    assert "Rules nyu2025: at most 5,000,000 parameters.\n" in shown.err
+    (line,) = [line for line in shown.err.splitlines() if "python cli.py" in line]
+    command = line.partition(": ")[2]
+    assert command == (
+        "python cli.py distill --recipe student_alone --set student.stages=3 "
+        "--set student.blocks=2 --set student.width=85"
+    )
+    sets = command.split(" --set ")[1:]
+    assert recipes.design_of("student_alone", sets)[0].parameters == 4_895_755
 
 
 def test_design_refuses_wrong_requests(run_cli: RunCli) -> None:

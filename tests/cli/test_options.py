@@ -48,7 +48,9 @@ def test_student_over_budget_is_refused_with_fitting_width(run_cli: RunCli) -> N
     assert fits < 5_000_000 <= too_wide
     excess = f"{ours - 4_999_999:,} too many for fewer than 5,000,000"
     assert_refused(
-        result, f"has {ours:,} parameters, {excess}", "the widest that fits is width = 66"
+        result,
+        f"has {ours:,} parameters, {excess}",
+        "type --set student.width=66, the widest that fits",
     )
 
 

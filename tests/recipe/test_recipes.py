@@ -50,7 +50,7 @@ def test_loaded_recipes_are_all_files_in_the_folders() -> None:
 def test_every_lab_note_is_filled_in() -> None:
     for name, path, about in recipes.shipped():
         texts = [value for _, value in about if isinstance(value, str)]
-        assert len(texts) == 6
+        assert len(texts) == 6 + (about.control is not None)
         assert all(texts), f"{path}: an empty line in [about]"
         assert name in about.command, path
 
@@ -64,6 +64,9 @@ def test_a_measured_accuracy_is_that_of_the_text() -> None:
     made = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())["runs"]
     assert round(100 * made["mean"], 2) == measured["two_cores"].measured_accuracy
     assert made["n"] == measured["two_cores"].seeds
+    alone = json.loads((REPO / "results" / "two_cores_kd_cutmix.json").read_text())["control"]
+    assert round(100 * alone["mean"], 2) == measured["two_cores"].control_accuracy
+    assert alone["n"] == measured["two_cores"].seeds
     made = json.loads((REPO / "results" / "fast_teacher.json").read_text())
     accuracy = round(100 * made["metrics"]["top1/test"], 2)
     assert accuracy == measured["fast_teacher"].measured_accuracy

@@ -164,7 +164,9 @@ def test_width_of_whitened_stem_does_not_follow_budget():
     design = Design.of(stages=2, blocks=1, width=24, stem_init="whiten", stem_kernel=2)
     fits = widest(20_000, stages=2, blocks=1, stem_init="whiten", stem_kernel=2)
 
-    assert over_budget(design, 20_000).endswith(f"the widest that fits is width = {fits}")
+    assert over_budget(design, 20_000).endswith(
+        f"type --set student.width={fits}, the widest that fits"
+    )
 
 
 def test_a_pooled_stage_by_hand():
@@ -344,14 +346,18 @@ def test_over_budget_names_excess_and_fitting_width():
     assert Design.of(width=fits, **spec).parameters < 5_000_000
     assert Design.of(width=fits + 1, **spec).parameters >= 5_000_000
     assert f"{excess:,} too many for fewer than 5,000,000" in message
-    assert message.endswith(f"the widest that fits is width = {fits}, the stem as wide")
+    assert message.endswith(
+        f"type --set student.width={fits}, the widest that fits with a stem of this width"
+    )
 
 
 def test_over_budget_preserves_a_separate_stem_width():
     spec = {"stages": 3, "blocks": 4, "stem_width": 16}
     message = over_budget(Design.of(width=100, **spec), 1_000_000)
 
-    assert message.endswith(f"the widest that fits is width = {widest(1_000_000, **spec)}")
+    assert message.endswith(
+        f"type --set student.width={widest(1_000_000, **spec)}, the widest that fits"
+    )
 
 
 def test_over_budget_of_given_channels_is_reported():

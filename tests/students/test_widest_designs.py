@@ -153,7 +153,7 @@ def test_2025_allows_a_network_of_exactly_the_budget() -> None:
 
 
 def test_unknown_rules_are_refused() -> None:
-    with pytest.raises(UserError, match="--rules nyu1999 are unknown; allowed: nyu2022, nyu2025"):
+    with pytest.raises(UserError, match="--rules nyu1999 is unknown; allowed: nyu2022, nyu2025"):
         course_rules.rules_by_name("nyu1999")
 
 

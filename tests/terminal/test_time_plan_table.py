@@ -9,8 +9,15 @@ from rich.text import Text
 from distill.terminal.time_plan_table import plan_blocks
 
 
-def part(minutes: float, network: str = "ResNet [1, 1, 1] 96-256-320 pooled") -> dict[str, Any]:
-    return {"network": network, "parameters": 4_175_490, "minutes": minutes}
+def part(minutes: float, recipe: str = "a", *overrides: str) -> dict[str, Any]:
+    return {
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "network": "ResNet [1, 1, 1] 96-256-320 pooled",
+        "parameters": 4_175_490,
+        "minutes": minutes,
+        "is_timed": True,
+    }
 
 
 def row(name: str, minutes: float, **more: Any) -> dict[str, Any]:
@@ -42,6 +49,9 @@ def planned(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
         "quickest": min(rows, key=lambda r: r["minutes"])["recipe"] if rows else None,
         "recipes": list(rows),
         "against_the_rules": [],
+        "broken_rules": {},
+        "published": "cifar10",
+        "fills_minutes": None,
         "measured_s": 41.2,
         **more,
     }
@@ -89,28 +99,75 @@ def test_recipes_that_do_not_fit_show_time() -> None:
     text = shown(planned(DISTILLED, *others))
     assert "These do not fit:" in text
     (line,) = [line for line in text.splitlines() if line.startswith("at, crd, kd")]
-    assert "not measured" in line and "139 days (118 to 160)" in line
+    assert "not measured" in line and "139 days" in line and "(118 to 160)" in text
+
+
+def test_names_of_recipes_that_do_not_fit_are_whole() -> None:
+    names = ["kd_cutmix+two_cores", "multi_temperature", "nst", "function_matching", "reviewkd"]
+    wide = {"accuracy": 94.4, "seeds": 1, "low": 1_476_000.0, "high": 3_680_000.0}
+    text = shown(planned(*(row(name, 2_500_000.0, fits=False, **wide) for name in names)))
+    assert set(names) <= set(text.replace(",", " ").split())
+    header = next(line for line in text.splitlines() if line.startswith("recipe"))
+    assert header.split()[-1] == "together" and "(1,025 to 2,556)" in text
+    assert (
+        max(map(len, text.partition("These do not fit:")[2].split("Times are")[0].split("\n")))
+        <= 80
+    )
 
 
 def test_nothing_fits() -> None:
     text = shown(planned(row("a", 300.0, fits=False), row("b", 500.0, fits=False)))
     assert "Nothing fits into 120 minutes on cpu, 2 threads." in text
-    assert "The quickest is a: about 5.0 h (4.2 to 5.8)." in text
-    assert "Type --minutes 345." in text
+    quickest = "The quickest is a: about 5.0 h (4.2 to 5.8), which fits into --minutes 345."
+    assert quickest in text
     assert "type:" not in text
 
 
+def test_a_command_that_uses_the_minutes() -> None:
+    command = "python cli.py distill --recipe a --set train.minutes=54"
+    proposed = {"recipe": "a", "minutes": 54.0, "command": command}
+    for fits in (True, False):
+        text = shown(planned(row("a", 10.0, fits=fits), minutes=60.0, fills_minutes=proposed))
+        assert (
+            "To use the 60 minutes, 54 of them for training, type:\n"
+            f"  {command}\nThe accuracy after this time was not measured.\n"
+        ) in text
+
+
+def test_precision_of_the_times_is_named() -> None:
+    bf16 = part(60.0, "fast_kd", "train.precision=bf16")
+    text = shown(planned(row("fast_kd", 60.0, training=bf16), row("b", 5.0)))
+    assert (
+        "Timed in bf16, as in their commands: fast_kd. "
+        "Other times are for the default precision, train.precision=auto.\n"
+    ) in text
+    plain = shown(planned(row("b", 5.0)))
+    assert "All times are for the default precision, train.precision=auto.\n" in plain
+    untimed = shown(planned(row("fast_kd", 60.0, training={**bf16, "is_timed": False})))
+    assert "All times are for the default precision" in untimed
+
+
 def test_rules_that_no_recipe_keeps() -> None:
-    text = shown(planned(rules="nyu2025", against_the_rules=["a", "b"]))
+    broken = {"a": ["no 7"], "b": ["no 7", "no 8"], "c": ["no 7"]}
+    text = shown(planned(rules="nyu2025", against_the_rules=list(broken), broken_rules=broken))
     assert "No recipe follows the rules nyu2025." in text
-    assert "2 recipes left out" in text
+    assert (
+        "3 recipes left out by the rules nyu2025:\n  a, b, c: no 7\n"
+        "Every clause: python cli.py design --rules nyu2025 --check NAME\n"
+    ) in text
 
 
 def test_a_busy_machine_and_other_images_are_mentioned() -> None:
-    text = shown(planned(DISTILLED, processor_share=0.25, data="cifar100"))
-    assert "the steps had 25 % of the processor" in text
-    assert "Accuracies on cifar100 differ" in text
-    quiet = shown(planned(DISTILLED, processor_share=None))
+    text = shown(planned(DISTILLED, processor_share=0.25, data="cifar100", published="cifar100"))
+    assert (
+        "the steps had 25 % of the processor. "
+        "Without them, times could fall to 25 % of these at best."
+    ) in text
+    assert "Accuracies on cifar100 differ: these are not CIFAR-10's images." in text
+    assert "Accuracies on my/folder differ" in shown(
+        planned(DISTILLED, data="my/folder", published=None)
+    )
+    quiet = shown(planned(DISTILLED, processor_share=None, data="my/cifar10"))
     assert "processor" not in quiet and "differ" not in quiet
 
 

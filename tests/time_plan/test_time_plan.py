@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,9 @@ def test_no_accuracy_of_what_was_not_measured(machine) -> None:
     noted = {a.command.split("--recipe ")[1].split()[0]: a for _, _, a in recipes.shipped()}
     planned = machine.plan(120)
     for row_ in planned["recipes"]:
+        if row_["recipe"] == "student_alone+two_cores":  # the control that two_cores names
+            assert (row_["accuracy"], row_["seeds"], row_["teacher"]) == (65.62, 3, None)
+            continue
         about = noted[row_["recipe"]]
         assert row_["accuracy"] == about.measured_accuracy
         assert (row_["accuracy"] is None) == (about.accuracy == "not yet run")
@@ -271,10 +275,15 @@ def test_only_students_that_keep_the_rules(machine) -> None:
     assert {"kd", "nyu2022_2111", "nyu2022_n3_b2_c85", "kd_cutmix+two_cores"} <= names
     assert not names & {"fast_teacher", "nyu2023_og", "simkd", "teacher_wrn"}
     assert {"nyu2023_og", "simkd", "teacher_wrn"} <= set(planned["against_the_rules"])
+    assert planned["broken_rules"].keys() == set(planned["against_the_rules"])
+    assert planned["broken_rules"]["teacher_wrn"] == ["it trains a teacher, no student"]
+    assert planned["broken_rules"]["simkd"] == [
+        "the last layer feeds the average pool: a projector is between them"
+    ]
 
 
 def test_unknown_rules_are_refused_before_any_work(machine) -> None:
-    with pytest.raises(UserError, match="--rules nyu1999 are unknown; allowed: nyu2022, nyu2025"):
+    with pytest.raises(UserError, match="--rules nyu1999 is unknown; allowed: nyu2022, nyu2025"):
         machine.plan(120, rules="nyu1999")
     assert machine.timed == []
 
@@ -290,6 +299,89 @@ def test_nothing_fits_and_the_quickest_is_named(machine) -> None:
     assert planned["best"] is None
     assert not any(row["fits"] for row in planned["recipes"])
     assert planned["quickest"] == min(planned["recipes"], key=lambda r: r["minutes"])["recipe"]
+
+
+def test_control_of_an_ingredient_is_proposed_with_its_accuracy(machine) -> None:
+    found = row(machine.plan(1000), "student_alone+two_cores")
+    assert found["commands"] == ["python cli.py distill --recipe student_alone+two_cores"]
+    assert (found["accuracy"], found["seeds"]) == (65.62, 3)
+
+
+def test_whether_images_are_published_is_found_out(machine) -> None:
+    for data, published in ((None, "cifar10"), ("cifar100", "cifar100"), ("synthetic", None)):
+        assert machine.plan(1, data=data)["published"] == published
+
+
+# A training of just the budget
+
+
+def fills(machine: Machine, minutes: float, **more: Any) -> Any:
+    return machine.plan(minutes, **more)["fills_minutes"]
+
+
+def test_most_accurate_student_of_which_a_quarter_fits_fills_the_minutes(
+    machine, monkeypatch
+) -> None:
+    small = alone("nyu2022_2111", "train.epochs=1", measured_accuracy=60.0)
+    large = alone("nyu2022_2111", "train.epochs=40", "train.seed=1", measured_accuracy=90.0)
+    only(monkeypatch, small, large)
+    times = sorted(each["minutes"] for each in machine.plan(1e6)["recipes"])
+    assert times[1] == pytest.approx(40 * times[0])
+    command = "python cli.py distill --recipe nyu2022_2111"
+    for share, seed in ((0.24, ""), (0.26, " --set train.seed=1")):
+        budget = float(f"{share * times[1]:.3g}")
+        found = fills(machine, budget / 0.9)
+        assert found["minutes"] == pytest.approx(budget, rel=0.01)
+        assert found["recipe"] == "nyu2022_2111"
+        assert found["command"] == f"{command}{seed} --set train.minutes={found['minutes']:g}"
+
+
+def test_nothing_fills_the_minutes_if_a_student_takes_most_of_them(machine, monkeypatch) -> None:
+    only(monkeypatch, alone("nyu2022_2111", "train.epochs=2"))
+    (only_row,) = machine.plan(1e6)["recipes"]
+    assert fills(machine, 1.01 * only_row["minutes"]) is None
+    assert fills(machine, 1.99 * only_row["minutes"]) is None
+    assert fills(machine, 2.01 * only_row["minutes"]) is not None
+    assert fills(machine, 0.99 * only_row["minutes"]) is not None
+
+
+def test_nothing_fills_minutes_shorter_than_an_epoch(machine, monkeypatch) -> None:
+    only(monkeypatch, alone("nyu2022_2111", "train.epochs=2"))
+    (only_row,) = machine.plan(1e6)["recipes"]
+    epoch = only_row["minutes"] / 2 / 0.9
+    assert fills(machine, 0.99 * epoch) is None
+    assert fills(machine, 1.01 * epoch) is not None
+
+
+def test_teachers_and_distilled_students_fill_no_minutes(machine, monkeypatch) -> None:
+    teacher = training("teacher", "teacher_wrn+two_cores", ())
+    taught = training("student", "kd+two_cores", ())
+    only(monkeypatch, Candidate(About(), teacher, None), Candidate(About(), taught, teacher))
+    assert fills(machine, 1.0) is None
+
+
+def test_precision_that_was_not_timed_is_left_out(machine, monkeypatch) -> None:
+    fast = alone("fast_alone", "train.precision=bf16", "train.epochs=20")
+    small = alone("nyu2022_2111", "train.epochs=1", measured_accuracy=60.0)
+    only(monkeypatch, fast, small)
+    machine.takes_s = 100  # so that only the first is timed
+    minutes = 0.4 * row(machine.plan(1e6), "fast_alone")["minutes"]
+    found = {each["recipe"]: each["is_timed"] for each in machine.plan(minutes)["recipes"]}
+    only(monkeypatch, replace(fast, about=About(measured_accuracy=94.4)), small)
+    assert found == {"fast_alone": False, "nyu2022_2111": True}
+    assert "fast_alone" in (command := fills(machine, minutes)["command"])
+    assert ("bf16" in command) == row(machine.plan(minutes), "fast_alone")["is_timed"]
+
+
+@pytest.mark.parametrize("minutes", [1, 60])
+def test_proposed_command_is_a_recipe_under_the_rules(machine, minutes: int) -> None:
+    planned = machine.plan(minutes, rules="nyu2025")
+    found = planned["fills_minutes"]
+    words = found["command"].split()
+    sets = [value for option, value in pairwise(words) if option == "--set"]
+    made = recipes.load(words[words.index("--recipe") + 1], sets).recipe
+    assert made.train.minutes == found["minutes"] and made.train.epochs is None
+    assert found["recipe"] not in planned["against_the_rules"]
 
 
 @pytest.mark.long
