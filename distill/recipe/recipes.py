@@ -75,6 +75,7 @@ class ResolvedRecipe:
     `replaced`: for a composed recipe a+b, by table ("teacher" or "student"), a note that the
     network of b replaces the network of a.
     `idle`: a note for each `--set KEY=false` that removes nothing.
+    `removed`: a note for each loss term of a part of a+b+c that a later part removes.
     """
 
     recipe: Recipe
@@ -82,6 +83,12 @@ class ResolvedRecipe:
     name: str
     replaced: dict[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def notes(self, *roles: str) -> tuple[str, ...]:
+        """Return the notes for the user, those on networks for the roles "teacher" or "student"."""
+        replaced = (self.replaced[role] for role in roles if role in self.replaced)
+        return (*replaced, *self.removed, *self.idle)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
@@ -351,13 +358,13 @@ def is_default_of_absent_table(key: str, a: Recipe, b: Recipe) -> bool:
 
 
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
-    """Check a recipe and return a sentence on the result. Raises RecipeError with every fault.
+    """Check a recipe and return a sentence on the result, then its notes, one per line.
 
-    An ingredient is not a whole recipe: only its keys are checked.
+    Raises RecipeError with every fault. An ingredient is not a whole recipe: only its keys are checked.
     """
     if not _is_ingredient(spec):
-        load(spec, overrides)
-        return f"{spec}: no faults"
+        notes = load(spec, overrides).notes("teacher", "student")
+        return "\n".join([f"{spec}: no faults", *(f"note: {note}" for note in notes)])
     composed = compose(spec, overrides)
     wrong = check(composed.values, whole=False)[1]
     faults = [*composed.faults, *_lines(spec, wrong, composed.origins)]
@@ -577,7 +584,8 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
     idle = tuple(_removes_nothing_note(key, recipe) for key in dict.fromkeys(composed.idle))
     replaced = dict(_replaced(composed.networks, composed.values))
-    return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
+    removed = tuple(composed.removed)
+    return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle, removed)
 
 
 def _removes_nothing_note(key: str, recipe: Recipe) -> str:

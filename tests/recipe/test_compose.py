@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill.recipe import compose as composition
-from distill.recipe.recipes import RecipeError, dumps, load
+from distill.recipe.recipes import RecipeError, check_report, dumps, load
 from distill.recipe.schema import Teacher
 
 WHOLE = "[loss.hard]\n[train]\nepochs = 2\n"
@@ -369,6 +369,40 @@ def test_faulty_network_is_fault_and_no_note(write: Write) -> None:
     write("b.toml", "[student]\nstages = 0")
     with pytest.raises(RecipeError, match="student.stages = 0"):
         load("a.toml+b.toml")
+
+
+KD_REMOVED = "recipes/at.toml removes loss.kd of recipes/kd.toml; for both terms type "
+DKD_REMOVES = "recipes/dkd.toml removes loss.kd of recipes/kd.toml; for both terms type "
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "removed"),
+    [
+        ("kd+at", [], [f"{KD_REMOVED}at+kd"]),
+        ("kd+ema+at", [], [f"{KD_REMOVED}at+kd+ema"]),
+        ("kd+dkd+at", [], [f"{DKD_REMOVES}dkd+at+kd"]),
+        ("at+kd", [], []),
+        ("at", [], []),  # a recipe and its base are one part
+        ("kd+at", ["loss.kd.weight=1"], []),  # --set brings it back
+    ],
+)
+def test_removed_loss_term_of_another_part_is_noted(
+    spec: str, overrides: list[str], removed: list[str]
+) -> None:
+    assert list(load(spec, overrides).removed) == removed
+    for note in removed:
+        assert "kd" in load(note.rpartition(" ")[2]).recipe.loss.terms()
+
+
+@pytest.mark.parametrize("loss", ["loss = 3", "[loss]\nkd = 3"])
+def test_invalid_loss_is_fault_and_no_note(write: Write, loss: str) -> None:
+    write("b.toml", loss)
+    with pytest.raises(RecipeError, match="= 3"):
+        load("kd+b.toml")
+
+
+def test_check_prints_removed_loss_terms() -> None:
+    assert check_report("kd+at") == f"kd+at: no faults\nnote: {KD_REMOVED}at+kd"
 
 
 TERMS = "--set loss.dkd=false removes nothing: the terms of the recipe are hard, kd"
