@@ -290,6 +290,21 @@ def values(recipe: Recipe) -> dict[str, Any]:
     return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
+def is_read(key: str, role: str) -> bool:
+    """Whether a run of this role, "student" or "teacher", reads a key of its recipe.
+
+    A student's run loads its teachers from `teacher.runs`; it does not read the keys of [teacher]
+    that describe a network.
+    """
+    table, _, name = key.partition(".")
+    return role != "student" or table != "teacher" or name in TEACHING
+
+
+def values_read(recipe: Recipe, role: str) -> dict[str, Any]:
+    """Return the `values` of the keys that a run of this role reads (`is_read`)."""
+    return {key: value for key, value in values(recipe).items() if is_read(key, role)}
+
+
 def changed_values(recipe: Recipe) -> dict[str, str]:
     """Return every key outside [about] that is not at its default, with its value as text.
 
@@ -321,7 +336,11 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 
     A missing key has the value `absent`.
     """
-    first, second = values(a), values(b)
+    return differing(values(a), values(b))
+
+
+def differing(first: Values, second: Values) -> list[str]:
+    """List the keys whose values differ, as `differences` does; both are of `values`."""
     return [
         f"{key}: {_text_at(key, first)} -> {_text_at(key, second)}"
         for key in dict.fromkeys([*first, *second])
@@ -333,9 +352,13 @@ def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
     """List the keys outside [about] whose values differ, with the origin of each value.
 
     For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`. Keys at their defaults in a
-    table that the other recipe lacks are left out.
+    table that the other recipe lacks are left out, and for a recipe that names its teachers' runs
+    the keys of [teacher] that are then not read.
     """
-    first, second = values(a.recipe), values(b.recipe)
+    first, second = (
+        values_read(each, "student" if each.teacher and each.teacher.runs else "teacher")
+        for each in (a.recipe, b.recipe)
+    )
     return [
         f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
         for key in dict.fromkeys([*first, *second])
@@ -360,7 +383,8 @@ def is_default_of_absent_table(key: str, a: Recipe, b: Recipe) -> bool:
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
     """Check a recipe and return a sentence on the result, then its notes, one per line.
 
-    Raises RecipeError with every fault. An ingredient is not a whole recipe: only its keys are checked.
+    An ingredient is not a whole recipe: only its keys are checked. Raises RecipeError with every
+    fault.
     """
     if not _is_ingredient(spec):
         notes = load(spec, overrides).notes("teacher", "student")

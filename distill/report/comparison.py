@@ -253,8 +253,9 @@ def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
         Column(f"{first.name} → the other", is_number=False),
     )
     for number, group in enumerate(others, start=1):
-        pair = (without_seeds(member.records[0]) for member in (first, group))
-        rows = [line.split(": ", 1) for line in recipes.differences(*pair)]
+        pair = (member.records[0] for member in (first, group))
+        read = (recipes.values_read(without_seeds(record), record.role) for record in pair)
+        rows = [line.split(": ", 1) for line in recipes.differing(*read)]
         if not rows:
             why = "differ in data, teacher or role, not in their recipes."
             yield Paragraph(f"{first.name} and {group.name} {why}")

@@ -55,6 +55,15 @@ def test_differences_are_listed_key_by_key() -> None:
     assert not [key for key, _ in rows if "seed" in key]
 
 
+def test_differences_leave_out_teacher_keys_not_read() -> None:
+    students = [
+        record("a", 12, 'teacher.runs=["x"]'),
+        record("b", 13, 'teacher.runs=["y"]', "teacher.depth=16", "optim.lr=0.3"),
+    ]
+    keys = {key for key, _ in grids(students)["differences_1"]}
+    assert keys == {"teacher.runs", "optim.lr"}
+
+
 def test_single_runs_are_compared_by_image() -> None:
     ((*_, how),) = grids([KD[0], LONE[0]])["between"]
     assert (
