@@ -304,6 +304,9 @@ def _find_file(
             faults.append(f"{shorten(part)!r} is not a path: {shorten(str(error))}")
             return None
         return path
+    if not part:
+        faults.append("a recipe's name is empty: type one before, between and behind each +")
+        return None
     paths = shipped_paths()
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:

@@ -26,7 +26,15 @@ from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipp
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import DEFAULT_SIZE, About, Recipe, Student, Teacher
-from distill.recipe.validation import Values, check, keys, shorten, switches, value_text
+from distill.recipe.validation import (
+    Values,
+    check,
+    keys,
+    shorten,
+    skips_rules,
+    switches,
+    value_text,
+)
 from students.design import Design
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
@@ -51,17 +59,21 @@ DEFAULTS = "with its defaults"  # what `changed_values` says of a table
 
 
 class RecipeError(UserError):
-    """A recipe was refused; the message has one line per fault."""
+    """A recipe was refused; the message has one line per fault.
 
-    def __init__(self, name: str, faults: Sequence[str]) -> None:
-        super().__init__(name, faults)
-        self.name, self.faults = name, tuple(faults)
+    `is_partial`: whether some checks were not possible, so that more faults may follow.
+    """
+
+    def __init__(self, name: str, faults: Sequence[str], is_partial: bool = False) -> None:
+        super().__init__(name, faults, is_partial)
+        self.name, self.faults, self.is_partial = name, tuple(faults), is_partial
 
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
             f"RecipeError: {count} in {visible(shorten(self.name))}",
             *(f"  {visible(fault)}" for fault in self.faults),
+            *(["  more may follow when these are corrected"] if self.is_partial else []),
         ]
         return "\n".join(lines)
 
@@ -290,8 +302,8 @@ def values(recipe: Recipe) -> dict[str, Any]:
     return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
-def is_read(key: str, role: str) -> bool:
-    """Whether a run of this role, "student" or "teacher", reads a key of its recipe.
+def is_read(key: str, role: str | None) -> bool:
+    """Whether a run of this role, "student" or "teacher", reads a key of its recipe; of None, all.
 
     A student's run loads its teachers from `teacher.runs`; it does not read the keys of [teacher]
     that describe a network.
@@ -300,7 +312,7 @@ def is_read(key: str, role: str) -> bool:
     return role != "student" or table != "teacher" or name in TEACHING
 
 
-def values_read(recipe: Recipe, role: str) -> dict[str, Any]:
+def values_read(recipe: Recipe, role: str | None) -> dict[str, Any]:
     """Return the `values` of the keys that a run of this role reads (`is_read`)."""
     return {key: value for key, value in values(recipe).items() if is_read(key, role)}
 
@@ -597,7 +609,8 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
             lines.insert(
                 0, f"{spec} is an ingredient, to be composed with a recipe; type kd+{spec}"
             )
-        raise RecipeError(spec, lines)
+        is_partial = not composed.has_all_files or skips_rules(composed.values, rules)
+        raise RecipeError(spec, lines, is_partial)
     origins = {
         key: origin
         for key, origin in composed.origins.items()
