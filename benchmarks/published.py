@@ -51,7 +51,7 @@ from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
-from distill.format import counted
+from distill.format import counted, percent
 from distill.models.epoch_weights import saved_epochs
 from distill.recipe import network_cost, recipes
 from distill.recipe.schema import Teacher
@@ -396,6 +396,16 @@ def table(folder: Path) -> str:
     return text
 
 
+def published_text(cell: Cell) -> str:
+    """Return a sentence with the published accuracies of a cell, in percent."""
+    return (
+        f"published: {percent(published_cells.accuracy(cell))} for {cell} "
+        f"({published_cells.source(cell)}), "
+        f"{percent(published_cells.alone('student', cell.student))} for the student alone, "
+        f"{percent(published_cells.alone('teacher', cell.teacher))} for the teacher"
+    )
+
+
 def seeds(words: Sequence[int]) -> list[int]:
     """Return the seeds: one number is how many there are, several are the seeds themselves."""
     return list(range(words[0])) if len(words) == 1 else sorted(set(words))
@@ -405,17 +415,26 @@ def arguments_of(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, 
     """Return the parser of the command line, and what was typed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cell")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[5])
-    parser.add_argument("--epochs", type=int, default=published_cells.EPOCHS)
-    parser.add_argument("--data")
-    parser.add_argument("--teacher")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "published")
-    parser.add_argument("--results", type=Path, default=RESULTS / "published")
-    parser.add_argument("--set", dest="overrides", nargs="+", action="extend", default=[])
-    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--cell", metavar="TEACHER/STUDENT/METHOD", help="the cell to train")
+    parser.add_argument("--table", action="store_true", help="print all results")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[5], help="their number (5), or two or more seeds"
+    )
+    epochs, folder = published_cells.EPOCHS, ROOT / "runs" / "published"
+    parser.add_argument("--epochs", type=int, default=epochs, help="of each training (%(default)s)")
+    parser.add_argument("--data", help="the images of CIFAR-100 (cifar100)")
+    parser.add_argument("--teacher", metavar="RUN", help="a finished teacher, instead of a new one")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time (%(default)s)")
+    parser.add_argument("--out", type=Path, default=folder, help="folder of the runs")
+    results = RESULTS / "published"
+    parser.add_argument("--results", type=Path, default=results, help="folder of the results")
+    parser.add_argument(
+        "--set", dest="overrides", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="keys of the recipes of all runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands and the published accuracy only"
+    )
     given = parser.parse_args(words)
     given.seeds = seeds(given.seeds)
     if bool(given.cell) == given.table:
@@ -439,6 +458,7 @@ def main(words: Sequence[str] | None = None) -> None:
         planned = plan(published_cells.parse(given.cell), given)
         if given.dry_run:
             print("\n".join(shlex.join(["python", *run.typed[1:]]) for run in planned.runs))
+            print(published_text(planned.cell), file=sys.stderr)
             return
         check_before(planned, given)
         content = None

@@ -62,14 +62,14 @@ def percent_number(share: float) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, show: Callable[[float], str] = percent) -> str:
-    """Format an interval with its unit only once: (0.7121, 0.7297) as `71.21 – 72.97 %`.
+    """Format an interval with its unit only once: (0.7121, 0.7297) as `[71.21, 72.97] %`.
 
     `show` formats one end of the interval, with its unit.
     """
     if interval is None:
         return UNKNOWN
-    low, high = map(show, interval)
-    return f"{low.split(' ')[0]} – {high}"
+    low, (high, _, unit) = show(interval[0]).split(" ")[0], show(interval[1]).partition(" ")
+    return f"[{low}, {high}] {unit}".rstrip()
 
 
 def points(difference: float) -> str:

@@ -140,7 +140,7 @@ def module_list() -> str:
 
 def _module(path: Path, depth: int) -> str:
     summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
-    return f"{'  ' * depth}{path.name:<{26 - 2 * depth}}{' '.join(summary.split())}"
+    return f"{'  ' * depth}{path.name:<{25 - 2 * depth}} {' '.join(summary.split())}"
 
 
 def network_table() -> str:

@@ -49,6 +49,10 @@ def test_each_recipe_has_a_row_with_its_facts() -> None:
             assert (about[key] in row) == (about["accuracy"] != build.NOT_YET)
 
 
+def test_a_long_file_name_is_followed_by_a_space() -> None:
+    assert "accuracy_and_calibration.py Compute accuracy" in build.module_list()
+
+
 def test_a_pipe_in_a_claim_splits_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     about = build.About(claim="a | b")
     monkeypatch.setattr(build.recipes, "shipped", lambda: [("x", REPO / "recipes/x.toml", about)])
@@ -252,6 +256,16 @@ def test_measured_figures_of_readme_are_those_of_results() -> None:
     difference = made["difference"]
     assert f"{100 * difference['mean']:.2f} ± {100 * difference['std']:.2f} points" in readme
     assert f"{made['teacher'][0]['metrics']['top1/test']:.2%}".replace("%", " %") in readme
+
+
+def test_epochs_of_readme_are_those_of_the_recipes() -> None:
+    readme = " ".join((REPO / "README.md").read_text().split())
+    of_teacher, of_student = (
+        recipes.load(name).recipe.train.epochs for name in ("teacher_wrn", "kd_cutmix")
+    )
+    assert f"WRN-28-10, {of_teacher} epochs, and kd_cutmix, {of_student} |" in readme
+    assert f"teacher, trained for {of_teacher} epochs, and a student of" in readme
+    assert f"4,697,162 parameters, {of_student} epochs." in readme
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

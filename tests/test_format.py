@@ -68,8 +68,8 @@ def test_p_values_have_two_digits() -> None:
 
 
 def test_an_interval_names_its_unit_once() -> None:
-    assert interval_text((0.7121, 0.7297)) == "71.21 – 72.97 %"
-    assert interval_text((0.7548, 0.7956), nats) == "0.7548 – 0.7956 nats"
+    assert interval_text((0.7121, 0.7297)) == "[71.21, 72.97] %"
+    assert interval_text((0.7548, 0.7956), nats) == "[0.7548, 0.7956] nats"
     assert interval_text(None) == "–"
     assert bracketed((0.7121, 0.7297), percent_number) == "[71.21, 72.97]"
     assert bracketed((-0.01, 0.02), points) == "[−1.00, +2.00]"

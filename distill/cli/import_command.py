@@ -1,5 +1,6 @@
 """The `import-teacher` command: weights of another program as a teacher's run."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +14,18 @@ from distill.format import percent
 
 
 def import_teacher(
-    network: Annotated[
-        str, typer.Option("--network", help="The network, as in teacher.network: resnet32x4 …")
-    ],
     weights: Annotated[
         Path, typer.Option("--weights", help="A .safetensors, .pt or .pth file of its weights.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The run folder of the teacher.")],
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            help="The network, as in teacher.network: resnet32x4 …",
+            show_default="found by the weights",
+        ),
+    ] = None,
     data: Annotated[
         str, typer.Option("--data", "-d", help="Images: synthetic, cifar10, cifar100 or a path.")
     ] = "cifar10",
@@ -51,8 +57,13 @@ def import_teacher(
     from distill.terminal.progress import ProgressDisplay
     from distill.training import import_teacher as importing
 
-    combined_overrides(None, [f"teacher.network={network}", *set_], None)  # allows typed code
     faults: list[str] = []
+    if network is None:
+        with collect_faults(faults):
+            network = importing.recognise(weights)
+            echo(f"note: {weights} holds the weights of {network}", err=True)
+    network = network or "wrn"  # any: there is a fault then
+    combined_overrides(None, [f"teacher.network={network}", *set_], None)  # allows typed code
     request = importing.ImportRequest(weights, importing.recipe_of("wrn", data), out)
     with collect_faults(faults):
         request = replace(request, recipe=importing.recipe_of(network, data, set_))
@@ -63,17 +74,19 @@ def import_teacher(
     if faults:
         with collect_faults(faults):
             importing.check_files(request)
-        raise UserError("\n".join(faults))
+        raise UserError("\n".join(dict.fromkeys("\n".join(faults).split("\n"))))
     folder = RunFolder(out)
     journal = Journal(folder.journal)
     with ProgressDisplay(stderr()) as display:
         for event in importing.import_teacher(request, progress=display.progress):
             journal(event)
     result = folder.result()
+    command = ["python", "cli.py", "distill", "--recipe", "kd", "--teacher", str(folder.path)]
+    command += ["--data", data, "--set", "data.holdout=0"]
     echo(
         f"{result['network']}, {result['parameters']:,} parameters: "
         f"{percent(importing.top1(folder))} on {result['data']['test_images']:,} test images\n"
-        f"imported to {folder.path}; type --teacher {folder.path} --set data.holdout=0"
+        f"imported to {folder.path}; to distil from it, type {shlex.join(command)}"
     )
 
 

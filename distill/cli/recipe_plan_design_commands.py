@@ -260,7 +260,7 @@ def _print_recipe(resolved: "ResolvedRecipe", as_json: bool) -> None:
         echo_json(resolved.recipe.model_dump(mode="json", exclude_none=True))
     else:
         stdout().print(recipe_origins(resolved), highlight=False, soft_wrap=True)
-    for note in (*resolved.replaced.values(), *resolved.idle):
+    for note in resolved.notes("teacher", "student"):
         echo(f"note: {note}", err=True)
 
 

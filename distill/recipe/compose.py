@@ -9,7 +9,7 @@ import io
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -117,6 +117,7 @@ class Composition:
     `networks`: for each part of a+b+c, its name and the tables [teacher] and [student] after the
     part was merged.
     `idle`: the keys of each `--set KEY=false` that found no table to remove.
+    `removed`: a note for each loss term of a part of a+b+c that a later part removed.
     """
 
     values: Values
@@ -127,6 +128,16 @@ class Composition:
     has_all_files: bool
     networks: list[tuple[str, Values]]
     idle: list[str]
+    removed: list[str]
+
+
+@dataclass(frozen=True)
+class _RemovedTerm:
+    """A loss term that a part of a+b+c removed, and the files that set and removed it."""
+
+    key: str
+    set_by: str
+    removed_by: str
 
 
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
@@ -139,16 +150,19 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     values: Values = {}
     origins: dict[str, str] = {}
     parts = _parts(spec, Path())
-    networks, last = list[tuple[str, Values]](), list[Layer]()
+    networks, layers = list[tuple[str, Values]](), list[list[Layer]]()
+    removed = list[_RemovedTerm]()
     size = _RecipeFilesCount()
     try:
         for part in parts:
-            last = list(_layers(part, Path(), (), size, faults))
-            for layer in last:
+            layers.append(list(_layers(part, Path(), (), size, faults)))
+            earlier = {key: origins[key] for key in _loss_terms(values)}
+            for layer in layers[-1]:
                 _merge(values, origins, layer, "")
             networks.append((_name_of(part), _networks(values)))
+            removed += _removed_terms(earlier, values, layers[-1])
     except _TooLarge as fault:
-        values, origins, networks = {}, {}, []
+        values, origins, networks, removed = {}, {}, [], []
         faults = [f"{shorten(spec)} {fault}"]
     has_all_files = not faults
     chosen = list(_override_layers(overrides, faults))
@@ -158,9 +172,59 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
         idle += _removes_nothing(values, layer)
         _merge(values, origins, layer, "")
     name = "+".join(map(_name_of, parts))
-    own = {OVERRIDE, *(file.origin for file in last[-1:] if len(parts) == 1)}
+    own = {OVERRIDE, *(files[-1].origin for files in layers if files and len(parts) == 1)}
     faults = list(dict.fromkeys(faults))
-    return Composition(values, origins, name, frozenset(own), faults, has_all_files, networks, idle)
+    notes = [
+        _removed_note(term, parts, layers)
+        for term in removed
+        if term.key not in _loss_terms(values)
+    ]
+    return Composition(
+        values, origins, name, frozenset(own), faults, has_all_files, networks, idle, notes
+    )
+
+
+def _loss_terms(values: Values) -> list[str]:
+    """Return the dotted keys of the loss terms in merged tables: `["loss.hard", "loss.kd"]`."""
+    loss = values.get("loss")
+    terms = loss if isinstance(loss, dict) else {}
+    return [f"loss.{name}" for name, term in terms.items() if isinstance(term, dict)]
+
+
+def _removes(layer: Layer, key: str) -> bool:
+    """Whether a file has `KEY = false` for a loss term, such as `loss.kd`."""
+    loss = layer.values.get("loss")
+    return isinstance(loss, dict) and loss.get(key.removeprefix("loss.")) is False
+
+
+def _removed_terms(
+    earlier: Mapping[str, str], values: Values, layers: Sequence[Layer]
+) -> Iterator[_RemovedTerm]:
+    """Yield the loss terms of earlier parts that a part removed.
+
+    `earlier`: the files that set them, by dotted key. `values`: the tables after the part was
+    merged. `layers`: the files of the part.
+    """
+    left = _loss_terms(values)
+    for key, set_by in earlier.items():
+        removed_by = [layer.origin for layer in layers if _removes(layer, key)]
+        if removed_by and key not in left:
+            yield _RemovedTerm(key, set_by, removed_by[-1])
+
+
+def _removed_note(
+    term: _RemovedTerm, parts: Sequence[str], layers: Sequence[Sequence[Layer]]
+) -> str:
+    """Return a note on a removed loss term, with the order of the parts that leaves it there.
+
+    `layers`: the files of each part.
+    """
+    removing = [any(_removes(layer, term.key) for layer in files) for files in layers]
+    in_order = sorted(zip(parts, removing, strict=True), key=lambda pair: not pair[1])
+    return (
+        f"{term.removed_by} removes {term.key} of {term.set_by}; for both terms type "
+        f"{'+'.join(part for part, _ in in_order)}"
+    )
 
 
 def _removes_nothing(values: Values, layer: Layer) -> Iterator[str]:
@@ -244,6 +308,9 @@ def _find_file(
             faults.append(f"{shorten(part)!r} is not a path: {shorten(str(error))}")
             return None
         return path
+    if not part:
+        faults.append("a recipe's name is empty: type one before, between and behind each +")
+        return None
     paths = shipped_paths()
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:

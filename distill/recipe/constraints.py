@@ -110,6 +110,8 @@ def _network_faults(table: str, network: str, own: tuple[str, ...]) -> Iterator[
         allowed = ", ".join(f'"{name}"' for name in (*own, "timm/NAME", "FILE.py:NAME"))
         fault = f"is unknown; allowed: {allowed} or a name such as {network_catalogue.EXAMPLES}"
         fault += did_you_mean(*network_catalogue.similar(network, own)[:1])
+        if re.fullmatch("[a-z0-9_]+", network):
+            fault += f" Networks of timm are typed as timm/NAME: timm/{network}, if timm has it"
     if fault:
         yield Fault(f"{table}.network", network, fault)
 

@@ -26,7 +26,15 @@ from distill.recipe.compose import OVERRIDE, ROOT, compose, label, parsed, shipp
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS, Hard, Losses, When
 from distill.recipe.schema import DEFAULT_SIZE, About, Recipe, Student, Teacher
-from distill.recipe.validation import Values, check, keys, shorten, switches, value_text
+from distill.recipe.validation import (
+    Values,
+    check,
+    keys,
+    shorten,
+    skips_rules,
+    switches,
+    value_text,
+)
 from students.design import Design
 
 __all__ = ["About", "Recipe"]  # re-exported from schema.py
@@ -51,17 +59,21 @@ DEFAULTS = "with its defaults"  # what `changed_values` says of a table
 
 
 class RecipeError(UserError):
-    """A recipe was refused; the message has one line per fault."""
+    """A recipe was refused; the message has one line per fault.
 
-    def __init__(self, name: str, faults: Sequence[str]) -> None:
-        super().__init__(name, faults)
-        self.name, self.faults = name, tuple(faults)
+    `is_partial`: whether some checks were not possible, so that more faults may follow.
+    """
+
+    def __init__(self, name: str, faults: Sequence[str], is_partial: bool = False) -> None:
+        super().__init__(name, faults, is_partial)
+        self.name, self.faults, self.is_partial = name, tuple(faults), is_partial
 
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
             f"RecipeError: {count} in {visible(shorten(self.name))}",
             *(f"  {visible(fault)}" for fault in first_faults(self.faults)),
+            *(["  more may follow when these are corrected"] if self.is_partial else []),
         ]
         return "\n".join(lines)
 
@@ -75,6 +87,7 @@ class ResolvedRecipe:
     `replaced`: for a composed recipe a+b, by table ("teacher" or "student"), a note that the
     network of b replaces the network of a.
     `idle`: a note for each `--set KEY=false` that removes nothing.
+    `removed`: a note for each loss term of a part of a+b+c that a later part removes.
     """
 
     recipe: Recipe
@@ -82,6 +95,12 @@ class ResolvedRecipe:
     name: str
     replaced: dict[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def notes(self, *roles: str) -> tuple[str, ...]:
+        """Return the notes for the user, those on networks for the roles "teacher" or "student"."""
+        replaced = (self.replaced[role] for role in roles if role in self.replaced)
+        return (*replaced, *self.removed, *self.idle)
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
@@ -283,6 +302,21 @@ def values(recipe: Recipe) -> dict[str, Any]:
     return dict(leaves(recipe.model_dump(exclude={"about"})))
 
 
+def is_read(key: str, role: str | None) -> bool:
+    """Whether a run of this role, "student" or "teacher", reads a key of its recipe; of None, all.
+
+    A student's run loads its teachers from `teacher.runs`; it does not read the keys of [teacher]
+    that describe a network.
+    """
+    table, _, name = key.partition(".")
+    return role != "student" or table != "teacher" or name in TEACHING
+
+
+def values_read(recipe: Recipe, role: str | None) -> dict[str, Any]:
+    """Return the `values` of the keys that a run of this role reads (`is_read`)."""
+    return {key: value for key, value in values(recipe).items() if is_read(key, role)}
+
+
 def changed_values(recipe: Recipe) -> dict[str, str]:
     """Return every key outside [about] that is not at its default, with its value as text.
 
@@ -314,7 +348,11 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 
     A missing key has the value `absent`.
     """
-    first, second = values(a), values(b)
+    return differing(values(a), values(b))
+
+
+def differing(first: Values, second: Values) -> list[str]:
+    """List the keys whose values differ, as `differences` does; both are of `values`."""
     return [
         f"{key}: {_text_at(key, first)} -> {_text_at(key, second)}"
         for key in dict.fromkeys([*first, *second])
@@ -326,9 +364,13 @@ def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
     """List the keys outside [about] whose values differ, with the origin of each value.
 
     For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`. Keys at their defaults in a
-    table that the other recipe lacks are left out.
+    table that the other recipe lacks are left out, and for a recipe that names its teachers' runs
+    the keys of [teacher] that are then not read.
     """
-    first, second = values(a.recipe), values(b.recipe)
+    first, second = (
+        values_read(each, "student" if each.teacher and each.teacher.runs else "teacher")
+        for each in (a.recipe, b.recipe)
+    )
     return [
         f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
         for key in dict.fromkeys([*first, *second])
@@ -351,13 +393,14 @@ def is_default_of_absent_table(key: str, a: Recipe, b: Recipe) -> bool:
 
 
 def check_report(spec: str, overrides: Sequence[str] = ()) -> str:
-    """Check a recipe and return a sentence on the result. Raises RecipeError with every fault.
+    """Check a recipe and return a sentence on the result, then its notes, one per line.
 
-    An ingredient is not a whole recipe: only its keys are checked.
+    An ingredient is not a whole recipe: only its keys are checked. Raises RecipeError with every
+    fault.
     """
     if not _is_ingredient(spec):
-        load(spec, overrides)
-        return f"{spec}: no faults"
+        notes = load(spec, overrides).notes("teacher", "student")
+        return "\n".join([f"{spec}: no faults", *(f"note: {note}" for note in notes)])
     composed = compose(spec, overrides)
     wrong = check(composed.values, whole=False)[1]
     faults = [*composed.faults, *_lines(spec, wrong, composed.origins)]
@@ -566,7 +609,8 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
             lines.insert(
                 0, f"{spec} is an ingredient, to be composed with a recipe; type kd+{spec}"
             )
-        raise RecipeError(spec, lines)
+        is_partial = not composed.has_all_files or skips_rules(composed.values, rules)
+        raise RecipeError(spec, lines, is_partial)
     origins = {
         key: origin
         for key, origin in composed.origins.items()
@@ -577,7 +621,8 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
     all_origins = {key: origins.get(key, DEFAULT) for key, _ in leaves(recipe.model_dump())}
     idle = tuple(_removes_nothing_note(key, recipe) for key in dict.fromkeys(composed.idle))
     replaced = dict(_replaced(composed.networks, composed.values))
-    return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle)
+    removed = tuple(composed.removed)
+    return ResolvedRecipe(recipe, all_origins, composed.name, replaced, idle, removed)
 
 
 def _removes_nothing_note(key: str, recipe: Recipe) -> str:

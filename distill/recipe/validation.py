@@ -58,6 +58,17 @@ def check(
     return recipe, _rule_faults(rules, dict(recipe)) if whole else []
 
 
+def skips_rules(values: Values, rules: Sequence[Rule] = RULES) -> bool:
+    """Whether `check` cannot apply a rule between keys, because a table has an invalid key."""
+    values = {name: {} for name in _always_there()} | values
+    try:
+        Recipe.model_validate(values)
+    except ValidationError as error:
+        invalid = values.keys() - _valid_tables(values, error.errors(include_url=False)).keys()
+        return any(invalid & inspect.signature(rule).parameters.keys() for rule in rules)
+    return False
+
+
 def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
     """Return the tables without an invalid key, by name; their unknown keys are removed."""
     values, broken = deepcopy(values), set()

@@ -8,6 +8,7 @@ import numpy as np
 from distill.events import VALIDATED, measure_name
 from distill.format import (
     UNKNOWN,
+    bracketed,
     counted,
     duration,
     grouped,
@@ -30,6 +31,8 @@ from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
+
+MEAN_AND_STD = "mean ± std over seeds"
 
 
 def write(
@@ -139,10 +142,12 @@ def _group_table(finished: Sequence[tuple[Group, MeanAndInterval]]) -> Table:
     columns = (
         Column("group", is_number=False),
         Column("seeds", grouped),
-        Column("test accuracy", _percent_mean_std, ("mean", "std"), unit=FRACTION),
+        Column(
+            "test accuracy", _percent_mean_std, ("mean", "std"), unit=FRACTION, note=MEAN_AND_STD
+        ),
         Column("95 % interval of the mean", interval_text, ("low", "high"), unit=FRACTION),
-        Column("NLL", _plain_mean_std, ("mean", "std"), unit="nats"),
-        Column("ECE", _plain_mean_std, ("mean", "std"), unit=FRACTION),
+        Column("NLL", _nats_mean_std, ("mean", "std"), unit="nats", note=MEAN_AND_STD),
+        Column("ECE", _percent_mean_std, ("mean", "std"), unit=FRACTION, note=MEAN_AND_STD),
         Column("parameters", grouped),
         Column("training", duration, unit="s"),
     )
@@ -171,7 +176,7 @@ def _percent_mean_std(pair: tuple[float, float | None]) -> str:
     return percent(mean) if std is None else f"{percent_number(mean)} ± {percent(std)}"
 
 
-def _plain_mean_std(pair: tuple[float, float | None]) -> str:
+def _nats_mean_std(pair: tuple[float, float | None]) -> str:
     mean, std = pair
     return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
@@ -188,8 +193,8 @@ def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
     columns = (
         Column("first", is_number=False),
         Column("second", is_number=False),
-        Column("difference", points, unit=FRACTION),
-        Column("95 % interval", _points_interval, ("low", "high"), unit=FRACTION),
+        Column("difference", points, unit=FRACTION, note="points"),
+        Column("95 % interval", _points_interval, ("low", "high"), unit=FRACTION, note="points"),
         Column("p", p_value),
         Column("by", is_number=False),
     )
@@ -204,7 +209,7 @@ def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
 
 
 def _points_interval(interval: Interval) -> str:
-    return " to ".join(map(points, interval))
+    return bracketed(interval, points)
 
 
 def _runs(run_groups: Sequence[Group]) -> Table:
@@ -221,7 +226,7 @@ def _runs(run_groups: Sequence[Group]) -> Table:
         Column(measure_name("top1", "test"), percent, unit=FRACTION),
         Column("95 % interval", interval_text, ("low", "high"), unit=FRACTION),
         Column("NLL", "{:.4f}".format, unit="nats"),
-        Column("ECE", "{:.4f}".format, unit=FRACTION),
+        Column("ECE", percent, unit=FRACTION),
         Column("training", duration, unit="s"),
     )
     rows = [
@@ -253,8 +258,9 @@ def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
         Column(f"{first.name} → the other", is_number=False),
     )
     for number, group in enumerate(others, start=1):
-        pair = (without_seeds(member.records[0]) for member in (first, group))
-        rows = [line.split(": ", 1) for line in recipes.differences(*pair)]
+        pair = (member.records[0] for member in (first, group))
+        read = (recipes.values_read(without_seeds(record), record.role) for record in pair)
+        rows = [line.split(": ", 1) for line in recipes.differing(*read)]
         if not rows:
             why = "differ in data, teacher or role, not in their recipes."
             yield Paragraph(f"{first.name} and {group.name} {why}")

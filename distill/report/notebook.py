@@ -179,7 +179,7 @@ def _training_text(record: RunRecord) -> Iterator[str]:
     yield f"The recipe {markdown(name or '')} sets these keys; all others have their defaults.\n"
     yield "| key | value |\n| --- | --- |"
     for key, value in recipes.changed_values(record.recipe).items():
-        if key != TEACHERS:
+        if key != TEACHERS and recipes.is_read(key, record.role):
             yield f"| {_cell(key)} | {_cell(value)} |"
 
 

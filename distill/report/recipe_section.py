@@ -34,7 +34,11 @@ def _changed_keys(record: RunRecord, shipped: Recipe | None) -> Iterator[Block]:
     """
     origins = record.environment.get("recipe_origins", {})
     source = hide_secrets(record.recipe.data.source)
-    changed = recipes.changed_values(recipes.with_source(record.recipe, source))
+    changed = {
+        key: value
+        for key, value in recipes.changed_values(recipes.with_source(record.recipe, source)).items()
+        if recipes.is_read(key, record.role)
+    }
     set_by = {key: _origin(key, origins) for key in changed}
     heads = ("key", "value", "set by") if any(set_by.values()) else ("key", "value")
     columns = tuple(Column(head, is_number=False) for head in heads)

@@ -31,6 +31,12 @@ class Column:
     parts: tuple[str, ...] = ()
     is_number: bool = True  # aligned right
     unit: str = ""  # of the unrounded numbers in CSV; in its header
+    note: str = ""  # added to the heading, except in CSV: the unit of displayed text, for example
+
+    @property
+    def title(self) -> str:
+        """The heading of displayed tables: `head`, with the note in parentheses if there is one."""
+        return f"{self.head} ({self.note})" if self.note else self.head
 
     def cell(self, value: Any) -> str:
         """Return the value as displayed text."""
@@ -94,7 +100,7 @@ class ValueTable:
         align = "".join("r" if column.is_number else "l" for column in self.columns)
         head, *rows = (
             " & ".join(map(latex, line)) + r" \\"
-            for line in [[column.head for column in self.columns], *self.cells]
+            for line in [[column.title for column in self.columns], *self.cells]
         )
         body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
         return LATEX_HEAD + "\n".join([*body, r"\bottomrule", r"\end{tabular}"]) + "\n"

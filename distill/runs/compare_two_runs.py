@@ -123,18 +123,16 @@ def _compare(a: RunFolder, b: RunFolder, predictions: Mapping[Path, Predictions]
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Yield the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
 
-    For two students the keys in [teacher] that describe a network are left out: a student's run
-    loads its teachers from `teacher.runs` and does not read them. So are keys at their defaults in
-    a table that the other recipe lacks.
+    Left out are keys that a run does not read (`recipes.is_read`), and keys at their defaults in a
+    table that the other recipe lacks.
     """
-    are_students = {a.result()["role"], b.result()["role"]} == {"student"}
     first, second = recipes.read(a.recipe), recipes.read(b.recipe)
-    for line in recipes.differences(first, second):
-        key = line.partition(":")[0]
-        if recipes.is_default_of_absent_table(key, first, second):
-            continue
-        table, _, name = key.partition(".")
-        if not (are_students and table == "teacher" and name not in recipes.TEACHING):
+    read = (
+        recipes.values_read(recipe, run.result()["role"])
+        for run, recipe in ((a, first), (b, second))
+    )
+    for line in recipes.differing(*read):
+        if not recipes.is_default_of_absent_table(line.partition(":")[0], first, second):
             yield line
 
 

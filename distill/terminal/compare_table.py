@@ -102,7 +102,7 @@ def _classes(classes: Sequence[ClassDifference]) -> Table:
             grouped(row.n),
             grouped(row.right_a),
             grouped(row.right_b),
-            f"{row.right_b - row.right_a:+,}",
+            f"{row.right_b - row.right_a:+,}" if row.right_a != row.right_b else "0",
             grouped(row.only_a),
             grouped(row.only_b),
         )

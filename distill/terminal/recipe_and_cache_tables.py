@@ -86,10 +86,12 @@ def cache_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _operations(pipeline: str) -> str:
     """Return the active operations of an augmentation pipeline: `crop padding 4; flip prob 0.5`.
 
+    Switches that are off are left out.
     `pipeline`: the repr of the pipeline object, such as `Pipeline(crop=Crop(padding=4), …)`.
     """
     found = re.findall(r"([A-Z]\w*)\(([^()]*)\)", pipeline.partition("(")[2])
-    texts = (f"{name.lower()} {keys.replace('=', ' ')}".strip() for name, keys in found)
+    set_keys = ((name, re.sub(r"(, )?\b\w+=False\b", "", keys)) for name, keys in found)
+    texts = (f"{name.lower()} {keys.replace('=', ' ')}".strip(" ,") for name, keys in set_keys)
     return "; ".join(texts) or pipeline
 
 

@@ -84,6 +84,23 @@ def recipe_of(network: str, source: str, overrides: Sequence[str] = ()) -> Recip
         raise UserError("\n".join(lines)) from None
 
 
+def recognise(weights: Path) -> str:
+    """Return the name of the network that the weights in a file belong to.
+
+    Raises UserError if the file cannot be read, or if no named network or several have them.
+    """
+    found = list(recognise_network.networks_of(foreign_weights.read(weights)))
+    if not found:
+        raise UserError(
+            f"{weights} holds the weights of none of the networks that have a name "
+            "(docs/networks.md).\nType --network with the network: timm/NAME or FILE.py:NAME."
+        )
+    if len(found) > 1:
+        options = " or ".join(f"--network {name}" for name, _ in found)
+        raise UserError(f"{weights} may hold the weights of several networks: type {options}.")
+    return found[0][0]
+
+
 def check_normalisation(recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raise UserError if the mean and std are invalid as typed; empty means not typed."""
     if not mean and not std:
@@ -282,8 +299,8 @@ def _hint(weights: Weights, request: ImportRequest, classes: int) -> str:
         hint, found_classes = "", recognise_network.n_classes(weights, network) or classes
     if found_classes != classes:
         hint += (
-            f"\nIts linear classifier has {counted(found_classes, 'class', 'classes')}, {source} "
-            f"has {classes}: type --data with the images that it was trained on"
+            f"\nIts linear classifier has {counted(found_classes, 'class', 'classes')}, but "
+            f"{source} has {classes}: type --data with the images that it was trained on"
         )
         hint += ", such as cifar100" if found_classes == 100 else ""
     return f"{hint}." if hint else ""

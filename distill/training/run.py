@@ -88,8 +88,7 @@ def request_training(
     stop: StopSignal | None = None,
 ) -> TrainingRequest:
     """Return the request to train a resolved recipe in the run folder `out`, with its notes."""
-    replaced = resolved.replaced.get(role)
-    notes = (*(() if replaced is None else (replaced,)), *resolved.idle)
+    notes = resolved.notes(role)
     stop = stop or StopSignal()
     return TrainingRequest(
         role, resolved.recipe, resolved.name, out, resume, stop, resolved.origins, notes

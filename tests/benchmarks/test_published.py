@@ -145,10 +145,20 @@ def test_faulty_command_is_refused(words: list[str], found: str, capsys) -> None
     assert found in capsys.readouterr().err
 
 
+def test_every_option_has_a_help_text() -> None:
+    parser, _ = published.arguments_of(["--table"])
+    assert [each.dest for each in parser._actions if not each.help] == []
+
+
 def test_dry_run_prints_the_commands(tmp_path: Path, capsys) -> None:
     words = ["--cell", "resnet56/resnet20/at", "--seeds", "3", "4", "--out", str(tmp_path)]
     published.main([*words, "--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == (
+        "published: 70.55 % for resnet56/resnet20/at (HobbitLong/RepDistiller, README.md), 69.06 % "
+        "for the student alone, 72.34 % for the teacher\n"
+    )
+    lines = printed.out.splitlines()
     assert [line.split()[2] for line in lines] == ["train-teacher", *["distill"] * 4]
     assert all(line.endswith("--resume") for line in lines)
     assert "--recipe crd_cifar100+published_at" in lines[4] and "data.seed=4" in lines[4]

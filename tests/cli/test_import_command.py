@@ -55,6 +55,36 @@ def test_imported_teacher_distils_and_is_named(
     assert "was imported: another program trained" in (student / "report.html").read_text()
 
 
+@pytest.mark.long
+def test_network_is_recognised_by_its_weights(
+    run_cli: RunCli, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "teacher"
+    done = run_cli("import-teacher", "--weights", str(weights), *GIVEN, "--out", str(out))
+    assert done.code == 0, done.err
+    assert f"note: {weights} holds the weights of resnet20\n" in done.err
+    assert 'network = "resnet20"' in (out / "recipe.toml").read_text()
+    assert (
+        f"type python cli.py distill --recipe kd --teacher {out} --data synthetic --set "
+        "data.holdout=0" in done.out
+    )
+
+
+def test_weights_of_an_unnamed_network_are_refused(run_cli: RunCli, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3, 4)}, tmp_path / "a.pth")
+    given = ["--weights", str(tmp_path / "a.pth"), *GIVEN, "--out", str(tmp_path / "out")]
+    refused = run_cli("import-teacher", *given)
+    assert refused.code == 2
+    assert "holds the weights of none of the networks that have a name" in refused.err
+    assert "Type --network with the network: timm/NAME or FILE.py:NAME." in refused.err
+
+
+def test_weights_without_file_are_one_fault(run_cli: RunCli, tmp_path: Path) -> None:
+    given = ["--weights", str(tmp_path / "no.pth"), *GIVEN, "--out", str(tmp_path / "out")]
+    refused = run_cli("import-teacher", *given)
+    assert refused.code == 2 and refused.err.count("no.pth does not exist") == 1
+
+
 THREE = "--mean and --std are three numbers each"
 
 
@@ -127,8 +157,8 @@ def test_other_number_of_classes_is_named(run_cli: RunCli, tmp_path: Path) -> No
         refused = run_cli("import-teacher", "--network", network, *given)
         assert refused.code == 2
         assert (
-            "Its linear classifier has 100 classes, synthetic has 10: type --data with the images "
-            "that it was trained on, such as cifar100." in refused.err
+            "Its linear classifier has 100 classes, but synthetic has 10: type --data with the "
+            "images that it was trained on, such as cifar100." in refused.err
         )
         assert ("type --network resnet20" in refused.err) == (network == "resnet32")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill.recipe import compose as composition
-from distill.recipe.recipes import RecipeError, dumps, load
+from distill.recipe.recipes import RecipeError, check_report, dumps, load
 from distill.recipe.schema import Teacher
 
 WHOLE = "[loss.hard]\n[train]\nepochs = 2\n"
@@ -225,6 +225,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(write: Write) -> None:
         "`python cli.py recipes` lists them",
         "  recipe 'nothing_like_it' (mine.toml) is not in recipes/; "
         "`python cli.py recipes` lists them",
+        "  more may follow when these are corrected",
     ]
 
 
@@ -378,6 +379,65 @@ def test_faulty_network_is_fault_and_no_note(write: Write) -> None:
     write("b.toml", "[student]\nstages = 0")
     with pytest.raises(RecipeError, match="student.stages = 0"):
         load("a.toml+b.toml")
+
+
+KD_REMOVED = "recipes/at.toml removes loss.kd of recipes/kd.toml; for both terms type "
+DKD_REMOVES = "recipes/dkd.toml removes loss.kd of recipes/kd.toml; for both terms type "
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "removed"),
+    [
+        ("kd+at", [], [f"{KD_REMOVED}at+kd"]),
+        ("kd+ema+at", [], [f"{KD_REMOVED}at+kd+ema"]),
+        ("kd+dkd+at", [], [f"{DKD_REMOVES}dkd+at+kd"]),
+        ("at+kd", [], []),
+        ("at", [], []),  # a recipe and its base are one part
+        ("kd+at", ["loss.kd.weight=1"], []),  # --set brings it back
+    ],
+)
+def test_removed_loss_term_of_another_part_is_noted(
+    spec: str, overrides: list[str], removed: list[str]
+) -> None:
+    assert list(load(spec, overrides).removed) == removed
+    for note in removed:
+        assert "kd" in load(note.rpartition(" ")[2]).recipe.loss.terms()
+
+
+@pytest.mark.parametrize("loss", ["loss = 3", "[loss]\nkd = 3"])
+def test_invalid_loss_is_fault_and_no_note(write: Write, loss: str) -> None:
+    write("b.toml", loss)
+    with pytest.raises(RecipeError, match="= 3"):
+        load("kd+b.toml")
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "is_partial"),
+    [
+        ("kd", ["optim.lr=-1"], True),  # the rules that read [optim] are not applied
+        ("nosuch", [], True),
+        ("kd", ["optim.nosuch=1"], False),
+        ("kd", ["train.epochs=1"], False),
+    ],
+)
+def test_message_says_that_more_faults_may_follow(
+    spec: str, overrides: list[str], is_partial: bool
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(spec, overrides)
+    message = str(caught.value)
+    assert message.startswith("RecipeError: 1 fault in ")
+    assert message.endswith("\n  more may follow when these are corrected") == is_partial
+
+
+@pytest.mark.parametrize("spec", ["kd++ema", "kd+", "+kd", ""])
+def test_an_empty_name_is_refused(spec: str) -> None:
+    with pytest.raises(RecipeError, match="a recipe's name is empty: type one before, between"):
+        load(spec)
+
+
+def test_check_prints_removed_loss_terms() -> None:
+    assert check_report("kd+at") == f"kd+at: no faults\nnote: {KD_REMOVED}at+kd"
 
 
 TERMS = "--set loss.dkd=false removes nothing: the terms of the recipe are hard, kd"

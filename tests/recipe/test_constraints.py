@@ -423,6 +423,8 @@ def test_a_file_is_checked_with_all_its_faults(tmp_path) -> None:
 
 
 def test_differences_name_values_and_origins() -> None:
+    students = (load("tiny", [f"teacher.depth={n}", 'teacher.runs=["x"]']) for n in (10, 16))
+    assert differences_with_origins(*students) == []
     assert differences_with_origins(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
         "ema.decay: absent -> 0.5 (--set)",

@@ -207,7 +207,8 @@ def test_missing_key_is_named() -> None:
         ),
         (
             ["teacher.network=resnte"],
-            f'teacher.network = "resnte" (--set) is unknown; {NETWORKS}; did you mean resnet?',
+            f'teacher.network = "resnte" (--set) is unknown; {NETWORKS}; did you mean resnet? '
+            "Networks of timm are typed as timm/NAME: timm/resnte, if timm has it",
         ),
         (
             ["teacher.network=timm/"],

@@ -36,6 +36,18 @@ def test_groups_have_mean_and_spread_over_seeds() -> None:
     assert alone[:3] == ["alone", "2", "62.50 ± 3.54 %"]
 
 
+def test_headings_say_what_is_shown() -> None:
+    made = comparison.page([*KD, *LONE])
+    tables = [b.grid for s in made.sections for b in s.blocks if isinstance(b, Table)]
+    latex = {grid.name: grid.latex() for grid in tables}
+    assert "test accuracy (mean $\\pm$ std over seeds)" in latex["groups"].replace("±", "$\\pm$")
+    assert "difference (points) & 95 \\% interval (points)" in latex["between"]
+    assert "10.00" in latex["groups"]  # ECE of 0.1, in percent
+    assert "[" in grids([*KD, *LONE])["between"][0][3]
+    csv = {grid.name: grid.csv().splitlines()[0] for grid in tables}
+    assert "test accuracy mean (fraction)" in csv["groups"]
+
+
 def test_between_them_seeds_are_paired() -> None:
     ((first, second, difference, _, _, how),) = grids([*KD, *LONE])["between"]
     assert (first, second, difference) == ("kd", "alone", "+22.50")
@@ -46,13 +58,22 @@ def test_every_run_has_line_with_its_own_interval() -> None:
     rows = grids([*KD, *LONE])["runs"]
     assert [row[0] for row in rows] == ["kd-0", "kd-1", "alone-0", "alone-1"]
     assert rows[1][2:7] == ["1", "1", "1", "50.00 %", "90.00 %"]
-    assert rows[0][7] == "58.40 – 91.93 %"  # Wilson's of 16 in 20
+    assert rows[0][7] == "[58.40, 91.93] %"  # Wilson's of 16 in 20
 
 
 def test_differences_are_listed_key_by_key() -> None:
     rows = grids([*KD, *LONE])["differences_1"]
     assert ["loss.hard.weight", "0.1 → 1.0"] in rows and ["loss.kd.weight", "0.9 → absent"] in rows
     assert not [key for key, _ in rows if "seed" in key]
+
+
+def test_differences_leave_out_teacher_keys_not_read() -> None:
+    students = [
+        record("a", 12, 'teacher.runs=["x"]'),
+        record("b", 13, 'teacher.runs=["y"]', "teacher.depth=16", "optim.lr=0.3"),
+    ]
+    keys = {key for key, _ in grids(students)["differences_1"]}
+    assert keys == {"teacher.runs", "optim.lr"}
 
 
 def test_single_runs_are_compared_by_image() -> None:

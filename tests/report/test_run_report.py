@@ -106,7 +106,7 @@ def test_report_of_a_real_run_is_complete(written: Path) -> None:
         round(top1 * len(known.predictions.labels)), len(known.predictions.labels)
     )
     assert f"{100 * top1:.2f} %" in text
-    assert f"95 % interval {100 * low:.2f} – {100 * high:.2f} %" in text
+    assert f"95 % interval [{100 * low:.2f}, {100 * high:.2f}] %" in text
     assert f"{known.parameters:,} parameters in" in text
     for title in ("Learning", "Calibration", "The most confident mistakes", "The network"):
         assert title in text
@@ -164,7 +164,7 @@ def test_main_measures_have_units_in_csv() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
     blocks = run_report.page(known, LAYERS).sections[1].blocks
     [grid] = [b.grid for b in blocks if isinstance(b, Table) and b.grid.name == "figures"]
-    assert grid.cells[0] == ["accuracy", "75.00 %", "53.13 – 88.81 %"]  # Wilson's of 15 in 20
+    assert grid.cells[0] == ["accuracy", "75.00 %", "[53.13, 88.81] %"]  # Wilson's of 15 in 20
     rows = list(csv.reader(io.StringIO(grid.csv())))
     assert rows[0][:3] == ["measure", "test split", "test split unit"]
     assert rows[1][:3] == ["accuracy", "0.75", "fraction"]

@@ -250,3 +250,12 @@ def test_teacher_of_a_student_is_its_run(tmp_path: Path) -> None:
         'teacher.runs: ["x"] -> ["y"]',
         "teacher.mirror: false -> true",
     )
+
+
+def test_teacher_and_student_differ_in_keys_that_they_read(tmp_path: Path) -> None:
+    a = finished(tmp_path / "a", ANSWERS_A, 'teacher.runs=["b"]')
+    b = finished(tmp_path / "b", ANSWERS_A, "teacher.network=resnet20", role="teacher")
+    lines = [line for line in compare(a.path, b.path).recipes if line.startswith("teacher.")]
+    assert 'teacher.network: absent -> "resnet20"' in lines
+    assert 'teacher.runs: ["b"] -> []' in lines
+    assert not [line for line in lines if line.startswith(("teacher.depth", "teacher.widen"))]

@@ -70,13 +70,13 @@ def test_the_headline_comes_first_with_its_intervals() -> None:
     for part in (
         "4,697,162 parameters, 798.7 M MACs per image",
         "cifar10, 10,000 test images",
-        "accuracy 72.10 % 71.21 – 72.97 % top 5 98.46 %",
-        "NLL 0.7749 nats 0.7548 – 0.7956 nats 0.7739 nats",
-        "calibration error 1.92 % 1.52 – 2.87 % 0.87 %",
+        "accuracy 72.10 % [71.21, 72.97] % top 5 98.46 %",
+        "NLL 0.7749 nats [0.7548, 0.7956] nats 0.7739 nats",
+        "calibration error 1.92 % [1.52, 2.87] % 0.87 %",
         "temperature 1.102, fitted on held-out images",
         "same prediction on 83.52 %, KL(teacher || student) 0.1440 nats",
-        "airplane 1,000 71.60 % 68.70 – 74.30 % a class with a name",
-        "automobile 1,000 90.40 % 88.40 – 92.10 % airplane 96",
+        "airplane 1,000 71.60 % [68.70, 74.30] % a class with a name",
+        "automobile 1,000 90.40 % [88.40, 92.10] % airplane 96",
     ):
         assert part in found, part
     for unasked in ("against", "mirror", "augmentation", "latency", "severity", "McNemar"):
@@ -107,8 +107,8 @@ def test_unknown_figures_have_a_reason() -> None:
 def test_requested_measurements_follow() -> None:
     found = words(FIGURES | MEASURED)
     for part in (
-        "runs/real/kd-0 72.10 % 71.21 – 72.97 % 1,220 5,990",
-        "runs/real/alone-0 65.12 % 64.18 – 66.05 % 522",
+        "runs/real/kd-0 72.10 % [71.21, 72.97] % 1,220 5,990",
+        "runs/real/alone-0 65.12 % [64.18, 66.05] % 522",
         "the network of runs/real/kd-0 is correct more often: McNemar's p < 0.0001.",
         "One run of each does not compare the recipes: type python cli.py seeds.",
         "not in the table above test 95 % interval",

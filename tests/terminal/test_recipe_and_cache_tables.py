@@ -113,3 +113,10 @@ def test_cache_shows_augmentation_without_python_syntax() -> None:
     pipeline = "Pipeline(crop=Crop(padding=4), flip=Flip(prob=0.5, alternate=False), erase=None)"
     assert _operations(pipeline) == "crop padding 4; flip prob 0.5, alternate False"
     assert _operations("other") == "other"
+
+
+def test_switches_that_are_off_are_not_shown() -> None:
+    shown = _operations
+    assert shown("Pipeline(flip=Flip(prob=0.5, alternate=False))") == "flip prob 0.5"
+    assert shown("Pipeline(flip=Flip(alternate=True, prob=1.0))") == "flip alternate True, prob 1.0"
+    assert shown("Pipeline(a=A(off=False, n=2), b=B(off=False))") == "a n 2; b"
