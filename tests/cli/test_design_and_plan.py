@@ -150,7 +150,7 @@ def test_design_checks_a_run_and_changed_keys(run_cli: RunCli, tmp_path: Path) -
     assert_refused(run_cli("design", "--set", "student.width=90"), "--set changes the recipe of")
 
 
-def test_designs_end_with_a_command_and_name_their_rules(run_cli: RunCli) -> None:
+def test_designs_name_their_rules_and_a_command(run_cli: RunCli) -> None:
     shown = run_cli("design", "--rules", "nyu2025", "--stages", "3", "--blocks", "1-2")
     assert "Rules nyu2025: at most 5,000,000 parameters.\n" in shown.err
     (line,) = [line for line in shown.err.splitlines() if "python cli.py" in line]

@@ -242,7 +242,7 @@ def test_mistakes_have_label_opinions_and_pixels() -> None:
     assert "teacher c " in text
 
 
-def test_teacher_is_named_with_its_split_and_test_accuracy() -> None:
+def test_teacher_has_its_split_and_test_accuracy() -> None:
     known = replace(record("kd", 18), predictions=predictions(18, with_teacher=True))
     teacher = known.result["teacher"] | {"top1": 0.3}
     text = shown(replace(known, result=known.result | {"teacher": teacher})).text

@@ -332,7 +332,7 @@ def test_links_between_groups_end(tmp_path: Path) -> None:
     assert [Path(row.path).name for row in list_runs(tmp_path)] == ["a"]
 
 
-def test_long_names_in_a_narrow_terminal_are_not_cut(tmp_path: Path) -> None:
+def test_narrow_terminals_cut_no_long_names(tmp_path: Path) -> None:
     for seed in range(2):
         finished(
             tmp_path / "seeds-student_alone+two_cores" / f"seed-{seed}",

@@ -376,7 +376,7 @@ def test_an_estimate_is_one_line_with_its_range() -> None:
     )
 
 
-def test_each_step_moves_the_bar_before_the_first_event() -> None:
+def test_each_step_moves_the_bar() -> None:
     times = iter((10.0, 12.0, 14.0))
     display = ProgressDisplay(console(terminal=False), lambda: next(times))
     display(START)

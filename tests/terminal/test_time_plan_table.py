@@ -102,7 +102,7 @@ def test_recipes_that_do_not_fit_show_time() -> None:
     assert "not measured" in line and "139 days" in line and "(118 to 160)" in text
 
 
-def test_names_of_recipes_that_do_not_fit_are_whole() -> None:
+def test_long_recipe_names_are_whole() -> None:
     names = ["kd_cutmix+two_cores", "multi_temperature", "nst", "function_matching", "reviewkd"]
     wide = {"accuracy": 94.4, "seeds": 1, "low": 1_476_000.0, "high": 3_680_000.0}
     text = shown(planned(*(row(name, 2_500_000.0, fits=False, **wide) for name in names)))

@@ -301,7 +301,7 @@ def test_nothing_fits_and_the_quickest_is_named(machine) -> None:
     assert planned["quickest"] == min(planned["recipes"], key=lambda r: r["minutes"])["recipe"]
 
 
-def test_control_of_an_ingredient_is_proposed_with_its_accuracy(machine) -> None:
+def test_control_is_proposed_with_its_accuracy(machine) -> None:
     found = row(machine.plan(1000), "student_alone+two_cores")
     assert found["commands"] == ["python cli.py distill --recipe student_alone+two_cores"]
     assert (found["accuracy"], found["seeds"]) == (65.62, 3)
@@ -319,9 +319,7 @@ def fills(machine: Machine, minutes: float, **more: Any) -> Any:
     return machine.plan(minutes, **more)["fills_minutes"]
 
 
-def test_most_accurate_student_of_which_a_quarter_fits_fills_the_minutes(
-    machine, monkeypatch
-) -> None:
+def test_most_accurate_student_fills_the_minutes(machine, monkeypatch) -> None:
     small = alone("nyu2022_2111", "train.epochs=1", measured_accuracy=60.0)
     large = alone("nyu2022_2111", "train.epochs=40", "train.seed=1", measured_accuracy=90.0)
     only(monkeypatch, small, large)
@@ -336,7 +334,7 @@ def test_most_accurate_student_of_which_a_quarter_fits_fills_the_minutes(
         assert found["command"] == f"{command}{seed} --set train.minutes={found['minutes']:g}"
 
 
-def test_nothing_fills_the_minutes_if_a_student_takes_most_of_them(machine, monkeypatch) -> None:
+def test_nothing_fills_minutes_that_are_taken(machine, monkeypatch) -> None:
     only(monkeypatch, alone("nyu2022_2111", "train.epochs=2"))
     (only_row,) = machine.plan(1e6)["recipes"]
     assert fills(machine, 1.01 * only_row["minutes"]) is None
