@@ -173,8 +173,8 @@ def _execute(path: Path, content: bytes) -> types.ModuleType:
 def _defined(module: types.ModuleType, name: str, path: Path) -> Callable[..., Any]:
     """Return the class or function that the code itself defines under this name.
 
-    Names that the code imports are refused: the user allowed the file, while the name and its
-    arguments may come from somebody else. Raises UserError.
+    Names that the code imports are refused: the user allowed the file, but somebody else may have
+    chosen the name and the arguments. Raises UserError.
     """
     own = {key: value for key, value in vars(module).items() if _is_defined_in(module, value)}
     if name in own:

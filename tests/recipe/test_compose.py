@@ -466,7 +466,7 @@ def test_unknown_user_in_path_is_fault(write: Write, spec: str) -> None:
 
 
 @pytest.mark.parametrize("quotes", ['"""', "'''"])
-def test_quotes_ending_strings_hide_no_long_key(quotes: str) -> None:
+def test_quotes_before_the_end_hide_no_key(quotes: str) -> None:
     """A string of several lines may end with two quotes of its own: five in all."""
     dotted = ".".join(["a"] * 2000)
     for end in (quotes, quotes + quotes[0], quotes + quotes[:2]):

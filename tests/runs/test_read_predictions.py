@@ -259,7 +259,7 @@ def test_other_measures_must_be_of_predictions(
 
 
 @pytest.mark.parametrize("logit", [-np.inf, np.nan])
-def test_one_infinite_logit_hides_no_nll(logit: float, tmp_path: Path) -> None:
+def test_one_infinite_logit_hides_no_other_nll(logit: float, tmp_path: Path) -> None:
     run = finished(tmp_path / "a", ANSWERS_A)
     arrays = dict(np.load(run.evaluation))
     arrays["logits"][1, 0] = logit  # the logit of the label of an image that is not predicted right
@@ -274,7 +274,7 @@ def test_one_infinite_logit_hides_no_nll(logit: float, tmp_path: Path) -> None:
         read_run(run)
 
 
-def test_held_out_predictions_may_not_be_missing(tmp_path: Path) -> None:
+def test_missing_held_out_predictions_are_refused(tmp_path: Path) -> None:
     run = finished(tmp_path / "a", ANSWERS_A)
     result = with_fingerprint_of_names(run) | {"evaluation": file_sha256(run.evaluation)}
     write_json(run.result_file, result | {"data": result["data"] | {"val_images": 7}})
