@@ -49,7 +49,7 @@ def test_each_recipe_has_a_row_with_its_facts() -> None:
             assert (about[key] in row) == (about["accuracy"] != build.NOT_YET)
 
 
-def test_long_file_names_end_with_a_space() -> None:
+def test_space_follows_a_long_file_name() -> None:
     assert "accuracy_and_calibration.py Compute accuracy" in build.module_list()
 
 

@@ -90,9 +90,13 @@ def _operations(pipeline: str) -> str:
     `pipeline`: the repr of the pipeline object, such as `Pipeline(crop=Crop(padding=4), …)`.
     """
     found = re.findall(r"([A-Z]\w*)\(([^()]*)\)", pipeline.partition("(")[2])
-    set_keys = ((name, re.sub(r"(, )?\b\w+=False\b", "", keys)) for name, keys in found)
-    texts = (f"{name.lower()} {keys.replace('=', ' ')}".strip(" ,") for name, keys in set_keys)
+    texts = (" ".join([name.lower(), _keys(keys)]).strip() for name, keys in found)
     return "; ".join(texts) or pipeline
+
+
+def _keys(keys: str) -> str:
+    """Return `padding=4, alternate=False` as `padding 4`."""
+    return re.sub(r"(, )?\b\w+=False\b", "", keys).removeprefix(", ").replace("=", " ")
 
 
 def design_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -252,7 +252,7 @@ def test_teacher_of_a_student_is_its_run(tmp_path: Path) -> None:
     )
 
 
-def test_only_keys_that_are_read_differ(tmp_path: Path) -> None:
+def test_keys_not_read_are_no_difference(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A, 'teacher.runs=["b"]')
     b = finished(tmp_path / "b", ANSWERS_A, "teacher.network=resnet20", role="teacher")
     lines = [line for line in compare(a.path, b.path).recipes if line.startswith("teacher.")]
