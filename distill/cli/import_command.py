@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from distill.cli.options import SetOption
 from distill.cli.stdout_and_stderr import echo, stderr
 from distill.errors import UserError, collect_faults
 from distill.format import percent
+
+if TYPE_CHECKING:
+    from distill.training.import_teacher import ImportRequest
 
 
 def import_teacher(
@@ -51,30 +54,12 @@ def import_teacher(
     The layouts of the CRD benchmark (RepDistiller, mdistiller) are recognised, as is timm's for
     timm/NAME. Its runs and its students' runs say that it was imported.
     """
-    from distill.cli.train_commands import combined_overrides
     from distill.runs.journal import Journal
     from distill.runs.run_folder import RunFolder
     from distill.terminal.progress import ProgressDisplay
     from distill.training import import_teacher as importing
 
-    faults: list[str] = []
-    if network is None:
-        with collect_faults(faults):
-            network = importing.recognise(weights)
-            echo(f"note: {weights} holds the weights of {network}", err=True)
-    network = network or "wrn"  # any: there is a fault then
-    combined_overrides(None, [f"teacher.network={network}", *set_], None)  # allows typed code
-    request = importing.ImportRequest(weights, importing.recipe_of("wrn", data), out)
-    with collect_faults(faults):
-        request = replace(request, recipe=importing.recipe_of(network, data, set_))
-    with collect_faults(faults):
-        mean_, std_ = _numbers("--mean", mean), _numbers("--std", std)
-        importing.check_normalisation(request.recipe, mean_, std_)
-        request = replace(request, mean=mean_, std=std_)
-    if faults:
-        with collect_faults(faults):
-            importing.check_files(request)
-        raise UserError("\n".join(dict.fromkeys("\n".join(faults).split("\n"))))
+    request = _checked_request(weights, out, network, data, (mean, std), set_)
     folder = RunFolder(out)
     journal = Journal(folder.journal)
     with ProgressDisplay(stderr()) as display:
@@ -88,6 +73,42 @@ def import_teacher(
         f"{percent(importing.top1(folder))} on {result['data']['test_images']:,} test images\n"
         f"imported to {folder.path}; to distil from it, type {shlex.join(command)}"
     )
+
+
+def _checked_request(
+    weights: Path,
+    out: Path,
+    network: str | None,
+    data: str,
+    mean_and_std: tuple[str, str],
+    overrides: list[str],
+) -> "ImportRequest":
+    """Return what is to be imported. Raises UserError with all faults of what was typed.
+
+    If `network` is None, it is found by the weights and named in a note.
+    """
+    from distill.cli.train_commands import combined_overrides
+    from distill.training import import_teacher as importing
+
+    faults: list[str] = []
+    if network is None:
+        with collect_faults(faults):
+            network = importing.recognise(weights)
+            echo(f"note: {weights} holds the weights of {network}", err=True)
+    network = network or "wrn"  # any: there is a fault then
+    combined_overrides(None, [f"teacher.network={network}", *overrides], None)  # allows typed code
+    request = importing.ImportRequest(weights, importing.recipe_of("wrn", data), out)
+    with collect_faults(faults):
+        request = replace(request, recipe=importing.recipe_of(network, data, overrides))
+    with collect_faults(faults):
+        mean, std = map(_numbers, ("--mean", "--std"), mean_and_std)
+        importing.check_normalisation(request.recipe, mean, std)
+        request = replace(request, mean=mean, std=std)
+    if faults:
+        with collect_faults(faults):
+            importing.check_files(request)
+        raise UserError("\n".join(dict.fromkeys("\n".join(faults).split("\n"))))
+    return request
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -36,6 +36,7 @@ from distill.format import UNKNOWN, counted
 if TYPE_CHECKING:
     from distill.recipe.recipes import Recipe, ResolvedRecipe
     from distill.runs.run_folder import Role
+    from students.course_rules import Rules
 
 
 def params(
@@ -129,11 +130,8 @@ def design(
     from students.widest_designs import widest_designs
 
     course = courses.rules_by_name(rules or "nyu2022")
-    if rules is not None and max_params > courses.BUDGET:
-        raise UserError(
-            f"--max-params {max_params} is more than the rules of {course.title} allow: "
-            f"{course.bound} {courses.BUDGET:,}."
-        )
+    if rules is not None:
+        _check_budget(course, max_params)
     if check is not None:
         if plot is not None:
             raise UserError("--check and --plot exclude each other; give one of them")
@@ -153,15 +151,26 @@ def design(
         skip_kernel=skip_kernel,
         pool=int(pool) if pool.isdecimal() else pool,  # Design.of refuses any other text
     )
+    bound = f"{course.bound} {max_params:,} parameters."
     if not rows:
         raise UserError(
-            f"no network of {stages} stages and {blocks} blocks has "
-            f"{course.bound} {max_params:,} parameters.\n"
+            f"no network of {stages} stages and {blocks} blocks has {bound}\n"
             "Give a larger --max-params, or fewer --stages and --blocks."
         )
     if rules is not None:
-        echo(f"Rules {rules}: {course.bound} {max_params:,} parameters.", err=True)
+        echo(f"Rules {rules}: {bound}", err=True)
     _show_designs(rows, downsample, plot, as_json)
+
+
+def _check_budget(course: "Rules", max_params: int) -> None:
+    """Raise UserError if a course's rules allow fewer parameters than `max_params`."""
+    from students.course_rules import BUDGET
+
+    if max_params > BUDGET:
+        raise UserError(
+            f"--max-params {max_params} is more than the rules of {course.title} allow: "
+            f"{course.bound} {BUDGET:,}."
+        )
 
 
 def recipes(

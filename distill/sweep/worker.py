@@ -278,10 +278,12 @@ def _draw_recipe(claimed: ClaimedTrial, sweep: Sweep, print_line: PrintLine) -> 
 def _reason(fault: Exception) -> str:
     """Return an error's message on one line.
 
-    A value's origin in it is `the sweep` instead of `--set`, since the sweep has set the value.
+    A value's origin in it is `the sweep` instead of `--set`, since the sweep has set the value, and
+    what to type instead is left out.
     """
     faults = fault.faults if isinstance(fault, RecipeError) else str(fault).splitlines()
-    return "; ".join(faults).replace("(--set)", "(the sweep)")
+    reasons = (each.partition("; type --set ")[0] for each in faults)
+    return "; ".join(reasons).replace("(--set)", "(the sweep)")
 
 
 def _end(

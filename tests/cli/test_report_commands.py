@@ -40,7 +40,8 @@ def test_evaluate_prints_accuracy_and_each_class(run_cli: RunCli, distilled) -> 
     folder, _ = distilled
     result = run_cli("evaluate", folder.path)
     top1 = folder.result()["metrics"]["top1/test"]
-    assert re.search(rf"^accuracy +{100 * top1:.2f} % +[\d.]+ – [\d.]+ % *$", result.out, re.M)
+    interval = r"\[[\d.]+, [\d.]+\] %"
+    assert re.search(rf"^accuracy +{100 * top1:.2f} % +{interval} *$", result.out, re.M)
     for name in folder.result()["class_names"]:
         assert re.search(rf"^{name} +200 ", result.out, re.M), name
 

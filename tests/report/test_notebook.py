@@ -83,7 +83,7 @@ def test_notebook_is_of_one_finished_student(
     assert_refused(run_cli("report", run.path, "--notebook"), f"{link} is a symbolic link", lines=2)
     link.unlink()
     run.result_file.unlink()
-    assert_refused(run_cli("report", run.path, "--notebook"), "is not finished", lines=2)
+    assert_refused(run_cli("report", run.path, "--notebook"), "is not finished", lines=3)
     assert not (run.path / "report_notebook").exists() and not Path("page.html").exists()
 
 

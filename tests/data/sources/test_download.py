@@ -344,4 +344,4 @@ def test_mirror_that_fails_is_named_without_its_secrets(tmp_path, monkeypatch):
     assert "http://***:***@127.0.0.1:9/cifar-10-python.tar.gz?sig=***: " in str(failed.value)
     with pytest.raises(UserError) as refused:
         download.fetch("cifar10", tmp_path, mirrors=["ftp://u:Sw0rdf1sh@h/x"])
-    assert "ftp://u:***@h/x: not the address of a file" in str(refused.value)
+    assert "ftp://***:***@h/x: not the address of a file" in str(refused.value)
