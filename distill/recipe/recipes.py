@@ -31,7 +31,6 @@ from distill.recipe.validation import (
     check,
     keys,
     shorten,
-    skips_rules,
     switches,
     value_text,
 )
@@ -59,21 +58,17 @@ DEFAULTS = "with its defaults"  # what `changed_values` says of a table
 
 
 class RecipeError(UserError):
-    """A recipe was refused; the message has one line per fault.
+    """A recipe was refused; the message has one line per fault."""
 
-    `is_partial`: whether some checks were not possible, so that more faults may follow.
-    """
-
-    def __init__(self, name: str, faults: Sequence[str], is_partial: bool = False) -> None:
-        super().__init__(name, faults, is_partial)
-        self.name, self.faults, self.is_partial = name, tuple(faults), is_partial
+    def __init__(self, name: str, faults: Sequence[str]) -> None:
+        super().__init__(name, faults)
+        self.name, self.faults = name, tuple(faults)
 
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
             f"RecipeError: {count} in {visible(shorten(self.name))}",
             *(f"  {visible(fault)}" for fault in first_faults(self.faults)),
-            *(["  more may follow when these are corrected"] if self.is_partial else []),
         ]
         return "\n".join(lines)
 
@@ -609,8 +604,7 @@ def _load(spec: str, overrides: Sequence[str], rules: Sequence[Rule]) -> Resolve
             lines.insert(
                 0, f"{spec} is an ingredient, to be composed with a recipe; type kd+{spec}"
             )
-        is_partial = not composed.has_all_files or skips_rules(composed.values, rules)
-        raise RecipeError(spec, lines, is_partial)
+        raise RecipeError(spec, lines)
     origins = {
         key: origin
         for key, origin in composed.origins.items()

@@ -32,7 +32,7 @@ BASE_HINT = (
 Values = dict[str, Any]  # parsed TOML tables
 LONGEST = 200  # most characters of a value in a message
 BEGINNING = 60  # characters that are shown of a longer value
-MOST_FAULTS = 100  # most keys in one message; finding the nearest key takes a millisecond for each
+MOST_KEYS = 80  # with a fault in one message; finding the nearest key takes a millisecond for each
 
 
 def check(
@@ -48,25 +48,14 @@ def check(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        listed = list(_key_faults(details[:MOST_FAULTS], values))
+        listed = list(_key_faults(details[:MOST_KEYS], values))
         if without_base := [fault for fault in listed if fault.key in MEANT_BASE]:
             return None, without_base  # other faults may be of keys that the base sets
         faults = [fault for fault in listed if whole or fault.value is not None]
-        if len(details) > MOST_FAULTS:
+        if len(details) > MOST_KEYS:
             faults.append(Fault("the recipe", None, "has more faults, which are not listed"))
         return None, faults + (_rule_faults(rules, _valid_tables(values, details)) if whole else [])
     return recipe, _rule_faults(rules, dict(recipe)) if whole else []
-
-
-def skips_rules(values: Values, rules: Sequence[Rule] = RULES) -> bool:
-    """Whether `check` cannot apply a rule between keys, because a table has an invalid key."""
-    values = {name: {} for name in _always_there()} | values
-    try:
-        Recipe.model_validate(values)
-    except ValidationError as error:
-        invalid = values.keys() - _valid_tables(values, error.errors(include_url=False)).keys()
-        return any(invalid & inspect.signature(rule).parameters.keys() for rule in rules)
-    return False
 
 
 def _valid_tables(values: Values, details: Sequence[ErrorDetails]) -> dict[str, BaseModel]:
