@@ -72,7 +72,9 @@ def _fits_epoch(choice: Choice, minutes: float) -> bool:
 
 
 def _preference(choice: Choice, minutes: float) -> tuple[bool, float, float]:
-    """Return a sort key: the most accurate of which enough fits first, then the quickest."""
+    """Return a sort key: first the students of which at least LEAST_SHARE fits, the most accurate
+    first, then the others, the quickest first.
+    """
     is_enough = choice.share(minutes) >= LEAST_SHARE
     accuracy = (choice.row["accuracy"] or 0.0) if is_enough else 0.0
     return not is_enough, -accuracy, choice.row["minutes"]
