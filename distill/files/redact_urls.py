@@ -6,6 +6,7 @@ secrets in a training command must be hidden even if it is not installed.
 """
 
 import re
+import string
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
@@ -16,8 +17,10 @@ SETTING = re.compile(r"(?P<key>[;\s][^=;\s/]*)=[^;\s]*")
 # Schemes in which the user's name is no secret; in others, such as http and s3, it may be a token.
 DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle", "sqlite")
 PATH = ("/", "./", "../", "~")  # beginnings of a path
+NOT_FIRST = f"{string.digits}+.-_"  # characters of a scheme but at its beginning
+IN_SCHEME = string.ascii_letters + NOT_FIRST
 URL = re.compile(
-    r"(?P<scheme>[A-Za-z][\w+.-]*://)"
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9_+.-]*://)"
     r"(?:(?P<user>[^:/@?]*)(?P<password>:.*)?@)?"  # greedy: up to the last @
     r"(?P<address>[^?]*)(?:\?(?P<query>.*))?",
     re.DOTALL,
@@ -27,6 +30,7 @@ HARMLESS = {
     "application_name", "cache", "charset", "check_same_thread", "connect_timeout", "driver",
     "gssencmode", "mode", "nolock", "port", "sslmode", "target_session_attrs", "timeout", "uri",
 }  # fmt: skip
+MOST_URLS = 16  # in one text
 PIECE = 4  # characters; shorter parts of a password are not searched in messages
 
 
@@ -38,10 +42,26 @@ def hide_secrets(text: str) -> str:
     databases, in which settings after the address are hidden. In http and https URLs the fragment
     and the parameters of the path are hidden too. Further URLs are treated alike. Other text is
     unchanged; in the URL of a SQLite file this includes text after a `?` without `=`, which is a
-    part of the path.
+    part of the path. A text with more than MOST_URLS URLs is hidden as a whole.
     """
-    match = None if text.startswith(PATH) else URL.search(text)
+    if text.count("://") > MOST_URLS:
+        return HIDDEN
+    match = None if text.startswith(PATH) else _first_url(text)
     return text if match is None else text[: match.start()] + _redacted(match)
+
+
+def _first_url(text: str) -> re.Match[str] | None:
+    """Return the match of the first URL in a text and of all that follows it, in linear time.
+
+    `URL.search` would need quadratic time for a long word without `://`.
+    """
+    for separator in re.finditer("://", text):
+        before = text[: separator.start()]
+        word = before[len(before.rstrip(IN_SCHEME)) :]
+        start = separator.start() - len(word.lstrip(NOT_FIRST))
+        if start < separator.start():
+            return URL.match(text, start)
+    return None
 
 
 def _redacted(match: re.Match[str]) -> str:
@@ -98,7 +118,7 @@ def _secrets(url: str) -> set[str]:
     Secrets are the password, its parts, the hidden query values, and values nested in these: x in
     `PWD=x`. Except in URLs of databases the user name is a secret too.
     """
-    match = URL.search(url)
+    match = _first_url(url)
     if match is None:
         return set()
     raw = [(match["password"] or "")[1:]]

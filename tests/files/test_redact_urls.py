@@ -1,5 +1,6 @@
 """No secret of an address is printed."""
 
+import time
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -112,3 +113,21 @@ def test_the_grammar_is_sqlalchemys(user, password, rest):
 )
 def test_secrets_outside_the_query_are_hidden(url: str, shown: str) -> None:
     assert redact_urls.hide_secrets(url) == shown
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "a1" * 100_000, "1" * 200_000 + "://x"])
+def test_time_is_linear_in_the_length(text: str) -> None:
+    begun = time.perf_counter()
+    assert redact_urls.hide_secrets(text) == text
+    assert redact_urls.without_secrets("m", text) == "m"
+    assert time.perf_counter() - begun < 1.0
+
+
+def test_text_of_very_many_urls_is_hidden() -> None:
+    assert redact_urls.hide_secrets(f"a://u:{SECRET}@" * 50_000) == "***"
+
+
+@pytest.mark.parametrize("before", ["", "1", "-", "é", "x 1.", "://", "1:// "])
+def test_url_behind_other_characters_is_found(before: str) -> None:
+    shown = redact_urls.hide_secrets(f"{before}https://u:{SECRET}@h/d")
+    assert shown == f"{before}https://***:***@h/d"
