@@ -18,7 +18,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipe_variants, recipes
 from distill.runs.run_folder import RunFolder, open_finished, write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -77,9 +77,11 @@ def figures(run: RunFolder) -> dict[str, Any]:
 def resolved(run: RunFolder) -> dict[str, Any]:
     """Return the recipe of a run, with folder names in place of paths."""
     recipe = recipes.read(run.recipe)
-    recipe = recipes.with_source(recipe, Path(recipe.data.source).name)
+    recipe = recipe_variants.with_source(recipe, Path(recipe.data.source).name)
     if recipe.teacher is not None:
-        recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])
+        recipe = recipe_variants.with_teacher(
+            recipe, [Path(path).name for path in recipe.teacher.runs]
+        )
     values: dict[str, Any] = tomllib.loads(recipes.dumps(recipe))
     del values["about"]
     return values
@@ -117,8 +119,8 @@ def check_pairs(runs: Sequence[RunFolder], controls: Sequence[RunFolder]) -> Non
                 f"the runs differ in their {name}: fingerprints {', '.join(sorted(fingerprints))}"
             )
     for run, control in zip(runs, controls, strict=True):
-        expected = alone(recipes.control_recipe(recipes.read(run.recipe)))
-        differences = recipes.differences(expected, alone(recipes.read(control.recipe)))
+        expected = alone(recipe_variants.control_recipe(recipes.read(run.recipe)))
+        differences = compare_recipes.differences(expected, alone(recipes.read(control.recipe)))
         faults += [f"{control.path} is not the control of {run.path}: {d}" for d in differences]
     if faults:
         raise UserError("these runs do not support a claim:\n  " + "\n  ".join(faults))

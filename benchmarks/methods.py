@@ -25,7 +25,8 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from distill.errors import UserError
 from distill.files.escape_text import visible
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder, open_finished, write_json, write_text
 
@@ -65,10 +66,10 @@ def control(recipe: Recipe, folder: Path) -> Path:
 
     Returns the path of the file, which is named by the fingerprint of the control.
     """
-    no_teacher = recipes.control_recipe(recipe).model_copy(
+    no_teacher = recipe_variants.control_recipe(recipe).model_copy(
         update={"teacher": None, "about": recipes.About()}
     )
-    path = folder / f"alone-{recipes.fingerprint(no_teacher)[:8]}.toml"
+    path = folder / f"alone-{recipe_fingerprint(no_teacher)[:8]}.toml"
     write_text(path, recipes.dumps(no_teacher))
     return path
 

@@ -35,7 +35,7 @@ class Pair:
 
         `data`: data source. `batch`: batch size. `stored`: whether to cache the teacher's logits.
         """
-        from distill.recipe import recipes
+        from distill.recipe import recipe_variants, recipes
 
         settings = {
             "data.source": data,
@@ -54,7 +54,7 @@ class Pair:
         overrides = [*(f"{key}={value}" for key, value in settings.items()), *self.network]
         if stored:
             overrides.append("cache.views=1")
-        return recipes.with_teacher(recipes.load(spec, overrides).recipe, ())
+        return recipe_variants.with_teacher(recipes.load(spec, overrides).recipe, ())
 
 
 def cifar_resnet(depth: int, width: int = 16) -> nn.Module:

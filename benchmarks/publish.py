@@ -29,7 +29,8 @@ from distill.errors import UserError
 from distill.evaluation.predict_split import logits_and_labels, to_host
 from distill.metrics import measures
 from distill.models import checkpoint
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder, file_sha256, open_finished, write_json, write_text
@@ -60,7 +61,7 @@ def publish(run: RunFolder, to: RunFolder, source: str) -> dict[str, Any]:
     write_text(to.journal, "".join(json.dumps(named(line)) + "\n" for line in lines))
     write_json(to.environment, named(json.loads(run.environment.read_text())))
     result |= {
-        "recipe_fingerprint": recipes.fingerprint(recipe),
+        "recipe_fingerprint": recipe_fingerprint(recipe),
         "weights": checkpoint.save_weights(to.weights(run.role), weights),
         "published": {"metrics": result["metrics"], "weights": result["weights"]},
     }
@@ -80,9 +81,13 @@ def half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def without_paths(recipe: Recipe, fingerprint: str) -> Recipe:
     """Return the recipe with names in place of the paths of its data and teachers."""
     is_cifar10 = fingerprint in load_data_set.GENUINE
-    recipe = recipes.with_source(recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name)
+    recipe = recipe_variants.with_source(
+        recipe, "cifar10" if is_cifar10 else Path(recipe.data.source).name
+    )
     if recipe.teacher is not None:
-        recipe = recipes.with_teacher(recipe, [Path(path).name for path in recipe.teacher.runs])
+        recipe = recipe_variants.with_teacher(
+            recipe, [Path(path).name for path in recipe.teacher.runs]
+        )
     return recipe
 
 

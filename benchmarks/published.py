@@ -53,7 +53,8 @@ from distill.evaluation import test_curve
 from distill.events import measure_name
 from distill.format import counted, percent
 from distill.models.epoch_weights import saved_epochs
-from distill.recipe import network_cost, recipes
+from distill.recipe import network_cost, recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.schema import Teacher
 from distill.runs.run_folder import RunFolder, newest_runs_in, open_finished, write_json, write_text
 
@@ -186,7 +187,7 @@ def check_alike(seeds: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
         "images": {run.result()["data"]["fingerprint"] for run in runs},
         "teacher": {run.result()["teacher"]["fingerprint"] for run in seeds},
         "recipe": {
-            recipes.fingerprint(recipes.with_seed(with_names(recipes.read(run.recipe)), 0))
+            recipe_fingerprint(recipe_variants.with_seed(with_names(recipes.read(run.recipe)), 0))
             for run in seeds
         },
     }
@@ -200,7 +201,7 @@ def check_alike(seeds: Sequence[RunFolder], runs: Sequence[RunFolder]) -> None:
 
 def with_names(recipe: recipes.Recipe) -> recipes.Recipe:
     """Return the recipe without the paths of its images and teacher."""
-    return recipes.with_source(recipe, "").model_copy(update={"teacher": None})
+    return recipe_variants.with_source(recipe, "").model_copy(update={"teacher": None})
 
 
 def departures_of(given: argparse.Namespace, run: RunFolder) -> Iterator[str]:

@@ -36,7 +36,7 @@ from benchmarks.methods import ROOT, train
 from distill.errors import UserError
 from distill.evaluation import test_curve
 from distill.events import measure_name
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipes
 from distill.report import figure_style
 from distill.report.matplotlib_defaults import matplotlib
 from distill.report.plots import new_figure
@@ -128,7 +128,7 @@ def command(entry: Entry, given: argparse.Namespace, out: Path, epochs: int) -> 
 def rescaled(entry: Entry, epochs: int) -> list[str]:
     """Return the `key=value` settings of an entry that are proportional to its epochs."""
     recipe = recipes.load(entry.recipe).recipe
-    content = recipes.values(recipe)
+    content = compare_recipes.values(recipe)
     share = epochs / (recipe.train.epochs or epochs)
     return [f"{key}={share * content[key]:g}" for key in entry.scaled]
 

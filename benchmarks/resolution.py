@@ -23,7 +23,7 @@ from distill.components.build_accelerator import build_accelerator
 from distill.errors import UserError
 from distill.recipe import recipes
 from distill.training import environment, loop
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 WARMUP_STEPS = 2  # per image size
 

@@ -36,7 +36,7 @@ from benchmarks.peers import found_data, typed
 from distill.components.build_accelerator import build_accelerator
 from distill.errors import UserError
 from distill.events import Epoch, Start
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.training import environment
 from distill.training.run import TrainingRequest, process_group, train_and_test
 
@@ -81,7 +81,7 @@ def point(teacher: str, data: str, out: str, overrides: Sequence[str]) -> dict[s
     KEY=VALUE.
     """
     resolved = recipes.load("kd", [*SMALL, f"data.source={data}", *overrides])
-    recipe = recipes.with_teacher(resolved.recipe, [teacher])
+    recipe = recipe_variants.with_teacher(resolved.recipe, [teacher])
     began_at = time.perf_counter()
     moments: list[float] = []
     with process_group():

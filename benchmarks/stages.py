@@ -38,13 +38,13 @@ from distill.data.loader import Batch
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
-from distill.recipe import recipes
+from distill.recipe import recipe_for_role, recipe_variants, recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder
 from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, environment, loop, optim
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 WARMUP_ROUNDS = 2
 ONCE_PER_EPOCH = ("draw of a view", "evaluation")
@@ -218,8 +218,10 @@ def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
     if batch is not None:
         overrides.append(f"train.batch_size={batch}")
     loaded = recipes.load(spec, overrides)
-    recipes.check_student(loaded)
-    return recipes.with_teacher(loaded.recipe, ())  # adds the default [teacher] if it has none
+    recipe_for_role.check_student(loaded)
+    return recipe_variants.with_teacher(
+        loaded.recipe, ()
+    )  # adds the default [teacher] if it has none
 
 
 def shares(spans_s: dict[str, float], steps_per_epoch: int) -> dict[str, dict[str, float]]:

@@ -22,14 +22,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from distill import metrics
+from distill.components.allow_user_code import allow_user_code
 from distill.components.build_accelerator import evaluation_device
 from distill.components.build_network import load_trained, to_device
-from distill.components.typed_code import allow_typed_code
 from distill.data.image_set import CHANNELS
 from distill.errors import Failure, UserError
 from distill.evaluation import evaluate_run, predict_split
 from distill.events import Event
-from distill.recipe import compose, recipes
+from distill.recipe import recipe_for_role, recipes
+from distill.recipe.overrides import overrides_and_notes
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import value_text
 from distill.runs import check_runs_match, run_folder
@@ -149,7 +150,7 @@ def train_teacher(
     The arguments and errors are those of `train_student`.
     """
     resolved = _resolve(recipe, data, overrides, [])
-    recipes.check_teacher(resolved)
+    recipe_for_role.check_teacher(resolved)
     return _train("teacher", resolved, Path(out), resume)
 
 
@@ -184,7 +185,7 @@ def train_student(
     """
     teachers = [teacher] if isinstance(teacher, str | PathLike) else teacher
     resolved = _resolve(recipe, data, overrides, [fspath(path) for path in teachers])
-    recipes.check_student(resolved)
+    recipe_for_role.check_student(resolved)
     return _train("student", resolved, Path(out), resume)
 
 
@@ -202,10 +203,10 @@ def _resolve(
     plain = {key: _plain(value) for key, value in (overrides or {}).items()}
     texts = [f"{key}={value_text(value)}" for key, value in plain.items()]
     source = None if data is None else fspath(data)
-    combined, conflicts = compose.combine_overrides(source, texts, teachers)
+    combined, conflicts = overrides_and_notes(source, texts, teachers)
     if conflicts:
         raise UserError("\n".join([*conflicts, "Give one of the two."]))
-    allow_typed_code(f"{key}={value}" for key, value in plain.items())
+    allow_user_code(f"{key}={value}" for key, value in plain.items())
     return recipes.load(fspath(recipe), combined)
 
 

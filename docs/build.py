@@ -41,60 +41,90 @@ NOT_YET = "not yet run"
 # Files that share one line in the list of modules, by package: a pattern of their names, and a
 # summary of their content.
 GROUPED = {
-    "distill/cli": (r".*_commands?", "one file per group of commands"),
-    "distill/export": (
-        r"huggingface|onnx_\w+|predictions_csv|project1|torch_export",
-        "one file per export format",
-    ),
-    "distill/losses": (
-        r"(?!(at_least_float32|gather|objective|resize_feature_maps)$).*",
-        "one file per loss",
-    ),
-    "distill/evaluation": (
-        r"check_measured_again|write_results",
-        "write a run's predictions and results, and check them against a second measurement",
-    ),
-    "distill/recipe": (
-        r"schema|loss_schema|recipe_json_schema",
-        "the tables of a recipe, those of its loss terms, and their JSON schema for editors",
-    ),
-    "distill/runs": (
-        r"check_result|check_runs_match",
-        "check that a result fits its run, and that runs belong together",
-    ),
-    "distill/training": (
-        r"check_machine|memory_need",
-        "check that this machine can train: libraries, device, disk, and enough memory",
-    ),
-    "distill/models": (
-        r"foreign_weights|recognise_network|safetensors_files|torch_files",
-        "read weights that others saved, as data, and find the network that they belong to",
-    ),
-    "distill/teacher": (
-        r"cache_files|view_cache",
-        "cached teacher logits: their files, and reading through the cache by view and sample",
-    ),
-    "distill/components": (
-        r"build_(accelerator|network)",
-        "build what a recipe describes: accelerate's Accelerator, the network",
-    ),
-    "distill/sweep": (
-        r"sweep_(file|schema|validation)",
-        "load a sweep file, its tables and keys, and all errors of one",
-    ),
-    "distill/data": (
-        r"(array_cache|channel_statistics)",
-        "cache arrays between runs; mean and standard deviation of each colour channel",
-    ),
-    "distill/data/sources": (r"cifar|class_folders|synthetic", "one file per kind of source"),
-    "distill/data/augment": (r"(?!augment_schedule$).*", "one file per kind of augmentation"),
-    "networks": (
-        r"(?!(by_name|network_catalogue|crd_weight_names)$).*",
-        "one file per architecture",
-    ),
-    "distill/data/corruptions": (r"blur|digital|noise|weather", "one file per kind of corruption"),
-    "distill/report": (r".*_sections?|curves_by_group", "one file per group of sections"),
-    "distill/terminal": (r".*_tables?", "one file per kind of terminal table"),
+    "distill/cli": {
+        r".*_commands?": "one file per group of commands",
+    },
+    "distill/export": {
+        r"huggingface|onnx_\w+|predictions_csv|project1|torch_export": "one file per export format",
+    },
+    "distill/losses": {
+        r"(?!(at_least_float32|gather|objective|resize_feature_maps)$).*": "one file per loss",
+    },
+    "distill/evaluation": {
+        r"check_measured_again|write_results": (
+            "write a run's predictions and results, and check them against a second measurement"
+        ),
+    },
+    "distill/recipe": {
+        r"schema|loss_schema|recipe_json_schema": (
+            "the tables of a recipe, those of its loss terms, and their JSON schema for editors"
+        ),
+        r"compose|overrides|recipe_files": (
+            "find and read recipe files, and merge them and every --set into one set of tables"
+        ),
+        r"compare_recipes|recipe_(fingerprint|variants)": (
+            "compare recipes key by key; their fingerprints; a recipe's control, "
+            "or the same with other teachers, data or seed"
+        ),
+    },
+    "distill/runs": {
+        r"check_result|check_runs_match": (
+            "check that a result fits its run, and that runs belong together"
+        ),
+    },
+    "distill/training": {
+        r"check_machine|memory_need": (
+            "check that this machine can train: libraries, device, disk, and enough memory"
+        ),
+    },
+    "distill/models": {
+        r"foreign_weights|recognise_network|safetensors_files|torch_files": (
+            "read weights that others saved, as data, and find the network that they belong to"
+        ),
+    },
+    "distill/teacher": {
+        r"cache_files|view_cache": (
+            "cached teacher logits: their files, and reading through the cache by view and sample"
+        ),
+    },
+    "distill/components": {
+        r"build_(accelerator|network)": (
+            "build what a recipe describes: accelerate's Accelerator, the network"
+        ),
+    },
+    "distill/sweep": {
+        r"sweep_(file|schema|validation)": (
+            "load a sweep file, its tables and keys, and all errors of one"
+        ),
+    },
+    "distill/data": {
+        r"(array_cache|channel_statistics)": (
+            "cache arrays between runs; mean and standard deviation of each colour channel"
+        ),
+    },
+    "distill/data/sources": {
+        r"cifar|class_folders|synthetic": "one file per kind of source",
+    },
+    "distill/data/augment": {
+        r"(?!augment_schedule$).*": "one file per kind of augmentation",
+    },
+    "networks": {
+        r"(?!(by_name|network_catalogue|crd_weight_names)$).*": "one file per architecture",
+    },
+    "distill/data/corruptions": {
+        r"blur|digital|noise|weather": "one file per kind of corruption",
+    },
+    "distill/report": {
+        r".*_sections?|curves_by_group": "one file per group of sections",
+    },
+    "distill/terminal": {
+        r".*_tables?": "one file per kind of terminal table",
+    },
+    "distill/files": {
+        r"pickle_machine|regular_file|tar_archives|untrusted_arrays": (
+            "read untrusted files, with limits on size and depth: pickles, archives, arrays"
+        ),
+    },
 }
 # The packages in the order of the list of modules: that in which a recipe passes through them.
 PACKAGES = (
@@ -130,11 +160,11 @@ def module_list() -> str:
         lines.append(f"{package}/")
         paths = sorted((ROOT / package).glob("*.py"))
         modules = [path for path in paths if path.name != "__init__.py"]
-        names, summary = GROUPED.get(package, (r"(?!)", ""))
-        grouped = [path.stem for path in modules if re.fullmatch(names, path.stem)]
-        if grouped:
-            lines.append(f"  {', '.join(grouped)}: {summary}")
-        lines += [_module(path, 1) for path in modules if path.stem not in grouped]
+        for names, summary in GROUPED.get(package, {}).items():
+            grouped = [path for path in modules if re.fullmatch(names, path.stem)]
+            modules = [path for path in modules if path not in grouped]
+            lines.append(f"  {', '.join(path.stem for path in grouped)}: {summary}")
+        lines += [_module(path, 1) for path in modules]
     return "\n".join(f"    {line}" for line in lines)
 
 

@@ -33,7 +33,7 @@ from distill.components.loss_terms import build_objective, required_taps
 from distill.errors import UserError
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
 from distill.models.features import FeatureExtractor, tap_shapes
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.recipe.loss_schema import Losses
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import write_text
@@ -109,7 +109,7 @@ class Held(TorchDispatchMode):
 def counted(name: str) -> Count:
     """Compute the cost of the loss term `name`, with its recipe's networks on the meta device."""
     recipe = recipes.load(RECIPES.get(name, name)).recipe
-    recipe = recipes.with_teacher(recipe, ())  # the teacher of teacher_wrn by default
+    recipe = recipe_variants.with_teacher(recipe, ())  # the teacher of teacher_wrn by default
     with torch.device("meta"):
         student = FeatureExtractor(*_with_taps(recipe, "student"))
         teacher = FeatureExtractor(*_with_taps(recipe, "teacher"))

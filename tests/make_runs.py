@@ -11,7 +11,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.run import TrainingRequest, train_and_test
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 Events = list[Event]
 

@@ -13,6 +13,7 @@ import typer
 import cli
 from distill.events import End, Epoch, Start
 from distill.recipe import recipe_json_schema, recipes, validation
+from distill.recipe.count_networks import count_networks
 from distill.recipe.schema import Student
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json
@@ -124,7 +125,7 @@ def finished_run(folder: Path) -> Path:
     result = {
         "role": "student",
         "teacher": {"runs": []},
-        **{key: recipes.count_networks("tiny")[key] for key in ("network", "parameters")},
+        **{key: count_networks("tiny")[key] for key in ("network", "parameters")},
         "metrics": {"top1/test": 0.5},
         "elapsed_s": 2.0,
         "epochs": recipe.train.epochs,
@@ -276,7 +277,7 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
 
 
 def test_cluster_table_matches_the_shipped_student() -> None:
-    student = recipes.count_networks("kd_cutmix")
+    student = count_networks("kd_cutmix")
     teacher_macs = 5.2433e9  # of a WRN-28-10 on 32x32 pixels
     ring_bytes = 4 * student["parameters"]
     document = (REPO / "docs" / "cluster.md").read_text()

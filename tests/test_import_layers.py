@@ -212,8 +212,8 @@ def called(node: ast.Call) -> str:
         ("distill/runs/trackers.py", "from accelerate import Accelerator", "accelerate.Accel"),
         (
             "distill/export/a.py",
-            "from distill.sweep import compare_over_seeds as paired_seeds",
-            "distill.sweep.compare_over_seeds",
+            "from distill.sweep import train_over_seeds as paired_seeds",
+            "distill.sweep.train_over_seeds",
         ),
         ("distill/events.py", "import torch", "distill.events may not import torch"),
         ("distill/events.py", "import cli", "distill.events may not import cli"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.soak.outcome import Outcome
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.recipe.compose import shipped_paths
+from distill.recipe.recipe_files import shipped_paths
 from distill.recipe.validation import keys
 
 

@@ -95,12 +95,12 @@ def _recipe(folder: "RunFolder", teachers: list[str], data: str | None) -> "Reci
 
     Their fingerprints are compared with the checkpoint's.
     """
-    from distill.recipe import recipes
+    from distill.recipe import recipe_variants, recipes
 
     recipe = recipes.read(folder.recipe)
     if teachers:
-        recipe = recipes.with_teacher(recipe, tuple(teachers))
-    return recipe if data is None else recipes.with_source(recipe, data)
+        recipe = recipe_variants.with_teacher(recipe, tuple(teachers))
+    return recipe if data is None else recipe_variants.with_source(recipe, data)
 
 
 def _name(folder: "RunFolder") -> str:

@@ -12,7 +12,7 @@ from distill.errors import UserError
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Return the shipped recipes that complete the last name of `a+b+c`, for the shell."""
-    from distill.recipe.compose import shipped_paths
+    from distill.recipe.recipe_files import shipped_paths
 
     before, plus, last = incomplete.rpartition("+")
     names = [path.stem for path in shipped_paths()]

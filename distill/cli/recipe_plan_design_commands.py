@@ -43,17 +43,17 @@ def params(
     recipe: RecipeOption = "kd_cutmix", set_: SetOption = [], as_json: JsonOption = False
 ) -> None:
     """Count the parameters and MACs of a recipe's student and teacher."""
-    from distill.components.typed_code import allow_typed_code
-    from distill.recipe import recipes
+    from distill.components.allow_user_code import allow_user_code
+    from distill.recipe.count_networks import count_networks
 
-    allow_typed_code(set_)
+    allow_user_code(set_)
 
     def count_built(recipe: "Recipe", role: "Role") -> Mapping[str, int]:
         from distill.components.build_network import count_by_building  # imports torch
 
         return count_by_building(recipe, role)
 
-    print_facts(recipes.count_networks(recipe, set_, count_built), as_json)
+    print_facts(count_networks(recipe, set_, count_built), as_json)
 
 
 def plan(
@@ -206,7 +206,7 @@ def recipes(
     ] = False,
 ) -> None:
     """List the recipes, print one with its resolved values, check one, or compare two."""
-    from distill.recipe import recipe_json_schema, recipes
+    from distill.recipe import compare_recipes, recipe_json_schema, recipes
 
     if sum(value is not None for value in (name, check, diff, schema or None)) > 1:
         raise UserError(
@@ -221,7 +221,7 @@ def recipes(
     elif diff is not None:
         a, b = (recipes.load(spec, set_) for spec in diff)
         echo(
-            "\n".join(recipes.differences_with_origins(a, b))
+            "\n".join(compare_recipes.differences_with_origins(a, b))
             or f"{a.name} and {b.name} are the same"
         )
     elif name is None:
@@ -304,7 +304,7 @@ def _check_rules(
     `recipe`: that of the student, or its run folder. `overrides`: `key=value`, of --set.
     Raises UserError if `rules` is None or unknown, Failure if the student breaks a rule.
     """
-    from distill.recipe import recipes
+    from distill.recipe.count_networks import design_of
     from students import course_rules as courses
 
     if rules is None:
@@ -314,7 +314,7 @@ def _check_rules(
         )
     course, of_run = courses.rules_by_name(rules), Path(recipe) / "recipe.toml"
     spec = str(of_run) if os.path.isfile(of_run) else recipe
-    student, activation = recipes.design_of(spec, overrides)
+    student, activation = design_of(spec, overrides)
     faults = courses.broken_clauses(course, student, activation, budget)
     if as_json:
         keeps, parameters = not faults, student.parameters

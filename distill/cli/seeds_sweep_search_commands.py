@@ -57,7 +57,7 @@ def seeds(
     Type the same command again to resume: finished runs are not repeated.
     """
     from distill.runs import run_folder
-    from distill.sweep import compare_over_seeds as seed_runs
+    from distill.sweep import train_over_seeds as seed_runs
     from distill.terminal.seeds_table import seeds_table
 
     resolved = resolve(recipe, data, set_, teacher)
@@ -177,17 +177,17 @@ def search(
     folder = out or run_folder.RUNS / name
     depths = numbers("--stages", stages), numbers("--blocks", blocks, 0 if asymmetric else 1)
     with _worker_functions(folder, storage, HEARTBEAT_S) as (open_storage, train, print_line):
-        from distill.sweep import successive_halving
+        from distill.sweep import search_student_design
         from distill.teacher import selection
 
-        designs, too_many = successive_halving.legal_designs(
+        designs, too_many = search_student_design.legal_designs(
             resolved.recipe, rules, max_params, *depths, asymmetric=asymmetric
         )
-        planned = successive_halving.Search(
+        planned = search_student_design.Search(
             recipe, tuple(chosen), tuple(designs), too_many, epochs, rungs, eta, name
         )
         inputs = selection.check_teachers(resolved.recipe)
-        summary = successive_halving.search(
+        summary = search_student_design.search(
             planned, open_storage(), folder, train, print_line, inputs
         )
     _write_page_and_print(summary, folder, as_json)

@@ -14,7 +14,7 @@ from distill.errors import UserError
 if TYPE_CHECKING:
     from distill.recipe.recipes import ResolvedRecipe
     from distill.runs.run_folder import Role, RunFolder
-    from distill.sweep.distillation_study import Study
+    from distill.sweep.plan_teacher_and_students import Study
 
 AGAIN = "To continue, type the same command again"
 
@@ -53,22 +53,22 @@ def study(
     Type the same command again to resume: finished runs are not repeated.
     """
     from distill.runs import run_folder
-    from distill.sweep import distillation_study
+    from distill.sweep import plan_teacher_and_students
 
     student = resolve(recipe, data, set_, teacher)
     folder = out or run_folder.RUNS / f"study-{student.name}"
     resolved_teacher = None
-    if not distillation_study.names_teachers(set_, teacher):
+    if not plan_teacher_and_students.names_teachers(set_, teacher):
         resolved_teacher = _teacher_recipe(recipe, data, set_, teacher_set)
-        student = resolve(recipe, data, set_, [str(folder / distillation_study.TEACHER)])
+        student = resolve(recipe, data, set_, [str(folder / plan_teacher_and_students.TEACHER)])
     elif teacher_set:
         raise UserError(
             f"--teacher-set {teacher_set[0]} is for the training of a teacher, but a trained one "
             "is named.\nRemove --teacher-set, or the option that names the teacher."
         )
     _check_seeds(student, seeds)
-    planned = distillation_study.plan(student, resolved_teacher, seeds, folder)
-    distillation_study.check(planned)
+    planned = plan_teacher_and_students.plan(student, resolved_teacher, seeds, folder)
+    plan_teacher_and_students.check(planned)
     from distill.report import run_report
     from distill.teacher import selection
     from distill.training.run import process_group
@@ -85,7 +85,7 @@ def _teacher_recipe(
     recipe: str, data: str | None, overrides: Sequence[str], teacher_set: Sequence[str]
 ) -> "ResolvedRecipe":
     """Load the recipe of the teacher that a recipe names in its [about]."""
-    from distill.sweep.distillation_study import teacher_recipe
+    from distill.sweep.plan_teacher_and_students import teacher_recipe
 
     spec, own = teacher_recipe(recipe, overrides)
     return resolve(spec, data, [*own, *teacher_set])
@@ -122,18 +122,18 @@ def _print_and_report(planned: "Study", report: Path, as_json: bool) -> None:
 
 def _write_report(planned: "Study", report: Path) -> None:
     from distill.report import comparison
-    from distill.sweep.distillation_study import finished_runs
+    from distill.sweep.plan_teacher_and_students import finished_runs
 
     if is_main():
         comparison.write(finished_runs(planned), report)
 
 
 def _print_seeds(planned: "Study", report: Path, as_json: bool) -> None:
-    from distill.sweep import compare_over_seeds
+    from distill.sweep import train_over_seeds
     from distill.terminal.seeds_table import seeds_table
 
     _write_report(planned, report)
-    summary = compare_over_seeds.summary(planned.students)
+    summary = train_over_seeds.summary(planned.students)
     for note in summary.get("notes", []):
         echo(f"note: {note}", err=True)
     _print(summary, report, as_json, seeds_table(summary))

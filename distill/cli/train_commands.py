@@ -39,13 +39,13 @@ def combined_overrides(
     If `--set` sets the key of another option too, that option is not used, and a note is printed.
     Raises UserError for a path that is not UTF-8, which recipe.toml cannot contain.
     """
-    from distill.components.typed_code import allow_typed_code
-    from distill.recipe.compose import combine_overrides
+    from distill.components.allow_user_code import allow_user_code
+    from distill.recipe.overrides import overrides_and_notes
 
-    combined, notes = combine_overrides(data, overrides, teachers)
+    combined, notes = overrides_and_notes(data, overrides, teachers)
     for note in notes:
         echo(f"note: {note}", err=True)
-    allow_typed_code(overrides)
+    allow_user_code(overrides)
     return combined
 
 

@@ -8,7 +8,7 @@ student and the control, whatever they hold out.
 from distill.data.channel_statistics import Channels, mean_and_std
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet
-from distill.recipe import recipes
+from distill.recipe import recipe_variants
 from distill.recipe.recipes import Recipe
 from students.normalize_images import KNOWN, MEAN, STD
 
@@ -49,7 +49,7 @@ def _default(images: ImageSet) -> str:
 
 
 def _with(recipe: Recipe, value: object) -> Recipe:
-    return recipes.with_data(recipe, normalize=value)
+    return recipe_variants.with_data(recipe, normalize=value)
 
 
 def constants(recipe: Recipe) -> tuple[Channels, Channels]:

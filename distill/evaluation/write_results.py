@@ -18,7 +18,7 @@ from distill.events import End, Start
 from distill.files import run_json_schemas
 from distill.metrics import Array
 from distill.models.epoch_weights import saved_epochs, weights_path
-from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
 from distill.runs.commands_to_repeat import training_commands
@@ -107,7 +107,7 @@ def _figures(
     return {
         "role": start.role,
         "recipe": start.recipe,
-        "recipe_fingerprint": recipes.fingerprint(recipe),
+        "recipe_fingerprint": recipe_fingerprint(recipe),
         "network": start.network,
         "parameters": end.parameters,
         "class_names": data["class_names"],

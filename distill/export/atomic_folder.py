@@ -28,7 +28,7 @@ MARKER = ".understudy-temporary"  # a file in every temporary folder; others are
 
 
 @contextmanager
-def new_folder_beside(out: Path) -> Iterator[Path]:
+def temporary_folder_beside(out: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside `out`; delete it at the end unless it was renamed.
 
     No other process uses it. Temporary folders of killed exports to `out` are deleted first; an

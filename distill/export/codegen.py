@@ -65,7 +65,7 @@ def generate(student: StudentSpec, docstring: str) -> str:
     return "\n\n\n".join(part.strip() for part in (head, *_definitions(student))) + "\n"
 
 
-def generated_name(name: str) -> str | None:
+def generated_weight_name(name: str) -> str | None:
     """Return the name that a weight of `students.resnet` has in the generated network.
 
     Returns None for the mean and std of the input, which the generated network does not have.

@@ -75,7 +75,7 @@ def export(
     check_out(out, replace)
     finished = load_finished(run, data, progress)
     try:
-        with atomic_folder.new_folder_beside(out) as new:
+        with atomic_folder.temporary_folder_beside(out) as new:
             check_out(out, replace)  # an earlier export may have been restored
             report, failed = _write_formats(finished, requested, new)
             if normalisation is not None and "project1" in report["formats"]:

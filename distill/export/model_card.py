@@ -14,8 +14,9 @@ from distill.events import measure_name
 from distill.export.finished_run import FinishedRun
 from distill.files.escape_text import markdown, markdown_block, markdown_code
 from distill.format import counted, interval_text, nats, percent, percent_number
-from distill.recipe import recipes
-from distill.recipe.schema import Teacher
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
+from distill.recipe.schema import STUDENT_READS, Teacher
 from distill.runs import check_runs_match, commands_to_repeat, read_predictions, run_folder
 from distill.runs.run_folder import RunFolder
 
@@ -187,10 +188,10 @@ def _tables(finished: FinishedRun) -> str:
 
     A student's [teacher] is reduced to the keys that combine several teachers or mirror images.
     """
-    combined = recipes.ensemble_keys(finished.recipe)
+    combined = recipe_variants.ensemble_keys(finished.recipe)
     teacher: dict[str, bool] | bool = True
     if finished.role == "teacher":
-        teacher = dict.fromkeys(recipes.TEACHING, True)
+        teacher = dict.fromkeys(STUDENT_READS, True)
     elif combined:
         teacher = dict.fromkeys(Teacher.model_fields.keys() - combined, True)
     without = {"about": True, "data": {"source": True}, "teacher": teacher}
@@ -274,10 +275,10 @@ def _identity_without_seeds(folder: RunFolder) -> tuple[str, ...]:
     The recipe's fingerprint is without its seeds and data path.
     """
     result, recipe = folder.result(), recipes.read(folder.recipe)
-    unseeded = recipes.with_source(recipes.with_seed(recipe, 0), "")
+    unseeded = recipe_variants.with_source(recipe_variants.with_seed(recipe, 0), "")
     inputs = result["teacher"]["fingerprint"], result["data"]["fingerprint"]
     early = run_folder.early_end(result)
-    return str(result["role"]), recipes.fingerprint(unseeded), *inputs, early
+    return str(result["role"]), recipe_fingerprint(unseeded), *inputs, early
 
 
 def _limits(finished: FinishedRun) -> str:

@@ -82,7 +82,7 @@ def contents(finished: FinishedRun, given: Normalisation = CIFAR10) -> tuple[str
     state = {
         new: tensor
         for name, tensor in finished.net.state_dict().items()
-        if (new := codegen.generated_name(name)) is not None
+        if (new := codegen.generated_weight_name(name)) is not None
     }
     content = io.BytesIO()
     torch.save(state, content)

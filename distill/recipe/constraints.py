@@ -491,7 +491,7 @@ def student_design_is_valid(student: Student, data: Data) -> Iterator[Fault]:
     yield from _residual_faults("student", student, data.image_size)
 
 
-def teacher_design_is_valid(teacher: Teacher, data: Data) -> Iterator[Fault]:
+def resnet_teacher_is_valid(teacher: Teacher, data: Data) -> Iterator[Fault]:
     """Check that `Design.of` accepts the keys of [teacher] if its network is "resnet".
 
     A teacher may have any number of parameters.
@@ -560,7 +560,7 @@ RULES: tuple[Rule, ...] = (
     warmup_ends,
     milestones_are_epochs_of_the_training,
     student_design_is_valid,
-    teacher_design_is_valid,
+    resnet_teacher_is_valid,
     student_taps_exist,
     maps_have_positions,
     taps_are_pairs,

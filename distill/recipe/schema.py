@@ -65,6 +65,12 @@ ThreeMeans = Annotated[tuple[Mean, Mean, Mean], Field(strict=False)]  # red, gre
 ThreeStds = Annotated[tuple[Std, Std, Std], Field(strict=False)]
 MeanAndStd = Annotated[tuple[ThreeMeans, ThreeStds], Field(strict=False)]
 Space = Literal["standard", "wide"]
+STUDENT_READS = {
+    "runs",
+    "draw",
+    "mirror",
+    "weights",
+}  # keys of [teacher] that distill reads
 OptimizerName = Literal[
     "sgd", "momentum", "adam", "adamw", "nadam", "nadamw", "radam", "adamax", "adagrad", "adadelta",
     "rmsprop", "lamb", "lars", "lion", "muon", "adan", "adopt", "adafactor",

@@ -281,3 +281,12 @@ def _nearest_key(key: str) -> str | None:
         or get_close_matches(key, keys(), n=1)
     )
     return near[0] if near else None
+
+
+def leaves(tables: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and value of every key in nested tables: `("optim.lr", 0.1)`."""
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value

@@ -18,7 +18,7 @@ from distill.format import (
     percent_number,
     points,
 )
-from distill.recipe import recipes
+from distill.recipe import compare_recipes
 from distill.report import page as pages
 from distill.report import plots
 from distill.report.curves_by_group import group_colour, overlay_curves
@@ -26,9 +26,9 @@ from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph,
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.report.test_sections import is_unverified, test_interval
 from distill.runs import check_runs_match
-from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder
+from distill.runs.run_record import RunRecord, TestCurve, read
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
 
@@ -259,8 +259,8 @@ def _differences(run_groups: Sequence[Group]) -> Iterator[Block]:
     )
     for number, group in enumerate(others, start=1):
         pair = (member.records[0] for member in (first, group))
-        read = (recipes.values_read(without_seeds(record), record.role) for record in pair)
-        rows = [line.split(": ", 1) for line in recipes.differing(*read)]
+        read = (compare_recipes.values_read(without_seeds(record), record.role) for record in pair)
+        rows = [line.split(": ", 1) for line in compare_recipes.differing(*read)]
         if not rows:
             why = "differ in data, teacher or role, not in their recipes."
             yield Paragraph(f"{first.name} and {group.name} {why}")

@@ -13,12 +13,12 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.files.escape_text import markdown, markdown_code
-from distill.recipe import recipes
+from distill.recipe import compare_recipes
 from distill.report.curve_sections import lines_by_figure
 from distill.report.execute_notebook import Outputs
 from distill.runs.epoch_series import Floats
-from distill.runs.load_run import RunRecord
 from distill.runs.run_folder import write_text
+from distill.runs.run_record import RunRecord
 
 NOTEBOOK, VALUES = "notebook.ipynb", "run.json"
 TEACHERS = "teacher.runs"
@@ -178,8 +178,8 @@ def _training_text(record: RunRecord) -> Iterator[str]:
     yield "## Training\n"
     yield f"The recipe {markdown(name or '')} sets these keys; all others have their defaults.\n"
     yield "| key | value |\n| --- | --- |"
-    for key, value in recipes.changed_values(record.recipe).items():
-        if key != TEACHERS and recipes.is_read(key, record.role):
+    for key, value in compare_recipes.changed_values(record.recipe).items():
+        if key != TEACHERS and compare_recipes.is_read(key, record.role):
             yield f"| {_cell(key)} | {_cell(value)} |"
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 from distill.errors import UserError
 from distill.files.redact_urls import hide_secrets
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipe_variants, recipes
 from distill.recipe.recipes import Recipe
 from distill.report.page import Block, Paragraph, Table
 from distill.report.table_html_csv_latex import Column, ValueTable
-from distill.runs.load_run import RunRecord
+from distill.runs.run_record import RunRecord
 
 
 def recipe_blocks(record: RunRecord) -> list[Block]:
@@ -36,8 +36,10 @@ def _changed_keys(record: RunRecord, shipped: Recipe | None) -> Iterator[Block]:
     source = hide_secrets(record.recipe.data.source)
     changed = {
         key: value
-        for key, value in recipes.changed_values(recipes.with_source(record.recipe, source)).items()
-        if recipes.is_read(key, record.role)
+        for key, value in compare_recipes.changed_values(
+            recipe_variants.with_source(record.recipe, source)
+        ).items()
+        if compare_recipes.is_read(key, record.role)
     }
     set_by = {key: _origin(key, origins) for key in changed}
     heads = ("key", "value", "set by") if any(set_by.values()) else ("key", "value")
@@ -84,7 +86,7 @@ def _provenance(record: RunRecord, shipped: Recipe | None) -> Iterator[Block]:
     # A student's teacher is shown above, by its run; this table compares recipes.
     no_teacher = {"teacher": None} if record.role == "student" else {}
     shipped, recipe = (r.model_copy(update=no_teacher) for r in (shipped, record.recipe))
-    changed = [line.split(": ", 1) for line in recipes.differences(shipped, recipe)]
+    changed = [line.split(": ", 1) for line in compare_recipes.differences(shipped, recipe)]
     if not changed:
         yield Paragraph(f"The recipe {name} as shipped with the program.")
         return

@@ -23,9 +23,9 @@ from distill.runs.commands_to_repeat import (
     training_commands,
     without_command,
 )
-from distill.runs.load_run import RunRecord, TestCurve, read
 from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.run_folder import RunFolder, early_end
+from distill.runs.run_record import RunRecord, TestCurve, read
 from distill.statistics import Interval
 
 PAGE = "report.html"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import fingerprint_as_written, recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Teacher
 from distill.runs import check_result
@@ -41,9 +42,11 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
             "no before_crop and other strengths.\nChoose another --out."
         )
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
-        recipe = recipes.with_teacher(recipe, began_with.teacher.runs)
-    recipe = recipes.with_data_of(recipe, began_with)
-    differing = {line.split(":")[0]: line for line in recipes.differences(began_with, recipe)}
+        recipe = recipe_variants.with_teacher(recipe, began_with.teacher.runs)
+    recipe = recipe_variants.with_size_and_normalisation_of(recipe, began_with)
+    differing = {
+        line.split(":")[0]: line for line in compare_recipes.differences(began_with, recipe)
+    }
     changed = [
         line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}
     ]
@@ -144,13 +147,13 @@ def has_recipe_of_result(run: RunFolder) -> bool:
     if recorded is None:
         return True
     recipe = recipes.read(run.recipe)
-    as_recorded = recipes.with_source(recipe, result["data"]["source"])
+    as_recorded = recipe_variants.with_source(recipe, result["data"]["source"])
     if recipe.teacher is not None and result.get("teacher"):
-        as_recorded = recipes.with_teacher(as_recorded, result["teacher"]["runs"])
+        as_recorded = recipe_variants.with_teacher(as_recorded, result["teacher"]["runs"])
     return recorded in (
-        recipes.fingerprint(recipe),
-        recipes.fingerprint(as_recorded),
-        recipes.fingerprint_as_written(run.recipe),
+        recipe_fingerprint(recipe),
+        recipe_fingerprint(as_recorded),
+        fingerprint_as_written(run.recipe),
     )
 
 

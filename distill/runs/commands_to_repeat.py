@@ -15,6 +15,7 @@ from distill.files import run_json_schemas
 from distill.files.escape_text import shell_word
 from distill.files.redact_urls import hide_secrets
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.recipe.validation import Values, switches, value_text
 from distill.runs import check_runs_match, journal, lock
@@ -206,11 +207,11 @@ def _needed_overrides(spec: str, given: Sequence[str], recipe: Recipe) -> list[s
     `given`: overrides that are applied besides. Raises UserError if `spec` is no recipe, or if no
     overrides make it `recipe`.
     """
-    wanted = recipes.fingerprint(recipe)
+    wanted = recipe_fingerprint(recipe)
 
     def is_made(overrides: Sequence[str]) -> bool:
         made = recipes.load(spec, [*given, *overrides]).recipe
-        return recipes.fingerprint(made) == wanted
+        return recipe_fingerprint(made) == wanted
 
     base = recipes.load(spec, given).recipe
     overrides = list(_overrides(_tables(base), _tables(recipe)))

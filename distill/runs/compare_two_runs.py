@@ -16,7 +16,7 @@ from distill import metrics
 from distill.errors import UserError
 from distill.events import Split, measure_name
 from distill.format import counted, describe_class_difference, points
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipes
 from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder, open_finished
@@ -123,16 +123,16 @@ def _compare(a: RunFolder, b: RunFolder, predictions: Mapping[Path, Predictions]
 def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
     """Yield the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
 
-    Left out are keys that a run does not read (`recipes.is_read`), and keys at their defaults in a
-    table that the other recipe lacks.
+    Left out are keys that a run does not read (`compare_recipes.is_read`), and keys at their
+    defaults in a table that the other recipe lacks.
     """
     first, second = recipes.read(a.recipe), recipes.read(b.recipe)
     read = (
-        recipes.values_read(recipe, run.result()["role"])
+        compare_recipes.values_read(recipe, run.result()["role"])
         for run, recipe in ((a, first), (b, second))
     )
-    for line in recipes.differing(*read):
-        if not recipes.is_default_of_absent_table(line.partition(":")[0], first, second):
+    for line in compare_recipes.differing(*read):
+        if not compare_recipes.is_default_of_absent_table(line.partition(":")[0], first, second):
             yield line
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from distill import statistics
 from distill.format import counted
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
 from distill.runs import run_folder
 from distill.runs.check_runs_match import Seeds, distinct
-from distill.runs.load_run import RunRecord
+from distill.runs.run_record import RunRecord
 from distill.statistics import Interval, MeanAndInterval
 
 
@@ -77,11 +78,17 @@ def groups(records: Sequence[RunRecord]) -> list[Group]:
     known: dict[str, tuple[str, ...]] = {}  # fingerprints of test split and teachers, by settings
     for record in records:
         settings = _common_settings(record)
-        pairs = zip(known.get(settings, ("", "")), (record.test, record.teacher), strict=True)
+        pairs = zip(
+            known.get(settings, ("", "")),
+            (record.test_fingerprint, record.teacher_fingerprint),
+            strict=True,
+        )
         known[settings] = tuple(first or own for first, own in pairs)
     for record in records:
         settings = _common_settings(record)
-        pairs = zip((record.test, record.teacher), known[settings], strict=True)
+        pairs = zip(
+            (record.test_fingerprint, record.teacher_fingerprint), known[settings], strict=True
+        )
         members.setdefault((settings, *(own or first for own, first in pairs)), []).append(record)
     names = _names(list(members.values()))
     return [_group(name, runs) for name, runs in zip(names, members.values(), strict=True)]
@@ -120,7 +127,7 @@ def group_difference(a: Group, b: Group) -> GroupDifference:
         if (of_b := b.by_seeds.get(seeds)) is not None
         if of_a.is_finished and of_b.is_finished
     ]
-    if len({record.test for pair in common for record in pair} - {""}) > 1:
+    if len({record.test_fingerprint for pair in common for record in pair} - {""}) > 1:
         return GroupDifference(a.name, b.name, "they were tested on different images")
     if len(common) > 1:
         accuracies = (Group(a.name, runs).test_accuracies for runs in zip(*common, strict=True))
@@ -142,8 +149,10 @@ def _between_two(
     of_a, of_b = run_a.predictions, run_b.predictions
     if of_a is None or of_b is None:
         return GroupDifference(a.name, b.name, "the predictions of one are missing")
-    is_known = run_a.test and run_b.test
-    if (is_known and run_a.test != run_b.test) or not np.array_equal(of_a.labels, of_b.labels):
+    is_known = run_a.test_fingerprint and run_b.test_fingerprint
+    if (is_known and run_a.test_fingerprint != run_b.test_fingerprint) or not np.array_equal(
+        of_a.labels, of_b.labels
+    ):
         return GroupDifference(a.name, b.name, "they were tested on different images")
     pairs = statistics.count_pairs(of_a.is_correct, of_b.is_correct)
     method = (
@@ -154,13 +163,20 @@ def _between_two(
     return GroupDifference(a.name, b.name, method, difference, None, pairs.p)
 
 
+def _test_and_teacher(record: RunRecord) -> tuple[str, str]:
+    """Return the fingerprints of a run's test split and teachers, "" for those it has not."""
+    return record.test_fingerprint, record.teacher_fingerprint
+
+
 def _common_settings(record: RunRecord) -> str:
     """Return a text that is the same for all runs of a group.
 
     It contains the fingerprints of recipe and data, the role, and where a run was finished early,
     but not the fingerprints of test split and teachers.
     """
-    settings = f"{recipes.fingerprint(without_seeds(record))} {record.data} {record.role}"
+    settings = (
+        f"{recipe_fingerprint(without_seeds(record))} {record.data_fingerprint} {record.role}"
+    )
     early = run_folder.early_end(record.result)
     return f"{settings} {early}" if early else settings
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from distill.errors import UserError
 from distill.events import Split, measure_name
 from distill.format import counted, percent
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.runs import read_predictions
 from distill.runs.check_runs_match import (
@@ -61,7 +62,7 @@ def student_alone(run: RunFolder) -> RunFolder | None:
     """
     result = run.result()
     role_and_data = "student", result["data"]["fingerprint"]
-    control = _comparable(recipes.control_recipe(recipes.read(run.recipe)))
+    control = _comparable(recipe_variants.control_recipe(recipes.read(run.recipe)))
     for candidate in runs_in_same_folder(run):
         try:
             other = candidate.result()
@@ -81,8 +82,8 @@ def _comparable(recipe: Recipe) -> str:
 
     A run and its control may differ in both.
     """
-    without_path = recipes.with_source(recipe, "")
-    return recipes.fingerprint(without_path.model_copy(update={"teacher": None}))
+    without_path = recipe_variants.with_source(recipe, "")
+    return recipe_fingerprint(without_path.model_copy(update={"teacher": None}))
 
 
 def _teacher_row(run: RunFolder, fault: str) -> ClosingRow:

@@ -24,7 +24,7 @@ from distill.events import (
     loss_name,
     measure_name,
 )
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipes
 from distill.recipe.validation import value_text
 from distill.runs.run_folder import RunFolder, check_subfolder
 
@@ -138,7 +138,7 @@ def flat_recipe(folder: RunFolder) -> dict[str, Any]:
 
     Lists become text, which every tracker accepts.
     """
-    values = recipes.values(recipes.read(folder.recipe))
+    values = compare_recipes.values(recipes.read(folder.recipe))
     plain = {key: v if isinstance(v, PLAIN) else value_text(v) for key, v in values.items()}
     return {"run": str(folder.path), **plain}
 

@@ -30,7 +30,7 @@ from distill.errors import UserError, first_faults
 from distill.events import MEASURES, Split, measure_name
 from distill.files.regular_file import InvalidFile
 from distill.recipe import recipes
-from distill.recipe.compose import text_of, toml
+from distill.recipe.recipe_files import text_of, toml
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import Values, keys
 from distill.sweep import sweep_validation
@@ -38,9 +38,9 @@ from distill.sweep.sweep_schema import (
     KINDS,
     SweepFile,
     keys_and_values,
-    keys_set,
     option_label,
     overrides_of,
+    searched_keys,
 )
 
 
@@ -103,7 +103,7 @@ class Sweep:
 
         This is so if trials average their weights, but are compared by the trained ones.
         """
-        varied = {key.partition(".")[0] for key in keys_set(self.file)}
+        varied = {key.partition(".")[0] for key in searched_keys(self.file)}
         averages = self.base.recipe.ema is not None or "ema" in varied
         return averages and self.metric in {measure_name(m, "val") for m in MEASURES}
 

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distill.files.escape_text import LONGEST_NAME, is_file_name
-from distill.recipe import recipes
 from distill.recipe.loss_schema import MOST, Count, Names, Positive, Table
-from distill.recipe.validation import keys, value_text
+from distill.recipe.validation import keys, leaves, value_text
 
 Options = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 Numbers = Annotated[tuple[float, float], Field(strict=False)]
@@ -107,11 +106,11 @@ def option_label(option: Any) -> str:
     """
     if not isinstance(option, dict):
         return value_text(option)
-    leaves = dict(recipes.leaves(option))
-    last = [key.split(".")[-1] for key in leaves]
-    names = last if len(set(last)) == len(last) else list(leaves)
+    values = dict(leaves(option))
+    last = [key.split(".")[-1] for key in values]
+    names = last if len(set(last)) == len(last) else list(values)
     return ", ".join(
-        f"{name} {value_text(v)}" for name, v in zip(names, leaves.values(), strict=True)
+        f"{name} {value_text(v)}" for name, v in zip(names, values.values(), strict=True)
     )
 
 
@@ -125,7 +124,7 @@ def overrides_of(name: str, space: Space, value: Any) -> Iterator[str]:
         yield f"{key}={value_text(setting)}"
 
 
-def keys_set(file: SweepFile) -> list[str]:
+def searched_keys(file: SweepFile) -> list[str]:
     """Return every recipe key that the search space sets."""
     every = (keys_of(name, space) for name, space in file.space.items())
     return list(dict.fromkeys(chain.from_iterable(every)))
@@ -146,4 +145,4 @@ def keys_and_values(name: str, value: Any) -> list[tuple[str, Any]]:
     """
     if name in keys() or not isinstance(value, dict):
         return [(name, value)]
-    return list(recipes.leaves(value))
+    return list(leaves(value))

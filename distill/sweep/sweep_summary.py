@@ -14,7 +14,8 @@ from distill.errors import Failure, UserError
 from distill.evaluation.final_test import measure_later
 from distill.events import MEASURES, measure_name
 from distill.format import counted
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import fingerprint_as_written, recipe_fingerprint
 from distill.recipe.recipes import About
 from distill.runs.check_runs_match import training_fingerprint
 from distill.runs.run_folder import RunFolder, write_json, write_text
@@ -103,11 +104,14 @@ def _why_other_run(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -
     metric = trials.sweep.metric
     try:
         recipe, planned = recipes.read(folder.recipe), trials.sweep.trial_recipe(best["values"])
-        same_data = recipes.with_data_of(planned.recipe, recipe)
+        same_data = recipe_variants.with_size_and_normalisation_of(planned.recipe, recipe)
         if training_fingerprint(recipe) != training_fingerprint(same_data):
             return f"{folder.path} has another run: its recipe is not that of the trial"
         result = folder.result()
-        prints = recipes.fingerprint_as_written(folder.recipe), recipes.fingerprint(recipe)
+        prints = (
+            fingerprint_as_written(folder.recipe),
+            recipe_fingerprint(recipe),
+        )
         if result["recipe_fingerprint"] not in prints:
             return f"{folder.path} has another run's result.json: it is not of its recipe"
         if differing := differing_inputs(trials.inputs, folder):

@@ -22,15 +22,16 @@ from distill.errors import UnsuitableRecipe, UserError
 from distill.events import Epoch, Event, Start
 from distill.format import counted
 from distill.models.out_of_memory import OutOfMemory
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipe_variants, recipes
 from distill.recipe.recipes import Recipe, RecipeError, ResolvedRecipe
+from distill.recipe.validation import leaves
 from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder
 from distill.sweep import check_stored_trials, optuna_space
 from distill.sweep.assign_trials import ClaimedTrial, Trials
 from distill.sweep.storage import FINGERPRINT, Storage
 from distill.sweep.sweep_file import Sweep
-from distill.sweep.sweep_schema import keys_and_values, keys_set
+from distill.sweep.sweep_schema import keys_and_values, searched_keys
 from distill.training.divergence import Diverged
 
 LOOK_S = 2.0  # seconds between two checks by a worker that waits for the others
@@ -92,9 +93,9 @@ def input_variants(sweep: Sweep) -> list[Recipe]:
     options = [(name, o) for name, space in sweep.file.space.items() for o in space.options]
     for key, value in (pair for name, option in options for pair in keys_and_values(name, option)):
         if key == "data.source":
-            varied.append(recipes.with_source(recipe, value))
+            varied.append(recipe_variants.with_source(recipe, value))
         elif key == "teacher.runs":
-            varied.append(recipes.with_teacher(recipe, value))
+            varied.append(recipe_variants.with_teacher(recipe, value))
     return varied
 
 
@@ -104,7 +105,7 @@ def definition(sweep: Sweep) -> str:
     The text has one line per key, `optim.lr = 0.1`.
     """
     file = sweep.file.model_dump(exclude={"study": {"trials", "heartbeat_s", "name"}})
-    return "\n".join(_lines({**recipes.values(sweep.base.recipe), **dict(recipes.leaves(file))}))
+    return "\n".join(_lines({**compare_recipes.values(sweep.base.recipe), **dict(leaves(file))}))
 
 
 def _defaults(sweep: Sweep) -> list[str]:
@@ -116,7 +117,7 @@ def _defaults(sweep: Sweep) -> list[str]:
     return _lines(
         {
             key: value
-            for key, value in recipes.values(sweep.base.recipe).items()
+            for key, value in compare_recipes.values(sweep.base.recipe).items()
             if origins.get(key, "default") == "default" and key not in CHANGES_OLD_SWEEPS
         }
     )
@@ -135,7 +136,7 @@ def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
     recipe = sweep.base.recipe
     if not recipes.has_teacher(recipe):
         return sweep, "no trial has a teacher"
-    keys = keys_set(sweep.file)
+    keys = searched_keys(sweep.file)
     if varied := [key for key in keys if key.startswith(VIEWED)]:
         names = " and ".join(varied)
         return sweep, f"{names} varies: only trials with the same value can share cached logits"

@@ -10,7 +10,7 @@ from torch import nn
 from distill.components.build_network import to_device
 from distill.components.loss_terms import required_taps
 from distill.data.loader import Loader
-from distill.recipe import recipes, schema
+from distill.recipe import recipe_variants, recipes, schema
 from distill.recipe.recipes import Recipe
 from distill.teacher import fold_batch_norm
 from distill.teacher.teacher import (
@@ -118,7 +118,7 @@ def _origin_of_views(
     or one that draws it for the same view, reads the same cache entry.
     """
     fingerprints = depends.get("teacher", "").split("+")
-    alone = [recipes.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]
+    alone = [recipe_variants.with_single_teacher(recipe, i) for i in range(len(drawn.networks))]
     origins = [
         ViewOrigin(depends | {"teacher": each} | combination_identity(one), recipes.dumps(one))
         for each, one in zip(fingerprints, alone, strict=True)

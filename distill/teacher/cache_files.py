@@ -29,7 +29,7 @@ from distill.data import array_cache
 from distill.errors import UserError
 from distill.files import run_json_schemas
 from distill.format import format_size
-from distill.recipe.compose import toml
+from distill.recipe.recipe_files import toml
 from distill.runs.run_folder import write_json
 
 FOLDER = "targets"  # below the cache folder

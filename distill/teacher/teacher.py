@@ -32,7 +32,7 @@ class TeacherOutput:
 class LogitSource(Protocol):
     """An object that computes a teacher's outputs, or reads them from the cache."""
 
-    is_cached: bool  # whether logits are written to the cache and read from it
+    uses_cache: bool  # whether logits are written to the cache and read from it
 
     def mixed_outputs(self, view: View, rows: Tensor, images: Tensor) -> ModelOutput:
         """Return the outputs for `images` [b, 3, H, W], the student's input.
@@ -63,9 +63,9 @@ class Teacher:
     source: LogitSource | None = None
 
     @property
-    def is_cached(self) -> bool:
+    def uses_cache(self) -> bool:
         """Whether logits are written to the cache and read from it."""
-        return self.source is not None and self.source.is_cached
+        return self.source is not None and self.source.uses_cache
 
     @property
     def is_fully_cached(self) -> bool:
@@ -147,7 +147,7 @@ class LiveTeacher:
             output.logits.float(), {name: t.float() for name, t in output.taps.items()}
         )
 
-    is_cached = is_fully_cached = False
+    uses_cache = is_fully_cached = False
 
     def save(self) -> None:
         """Do nothing: the logits are computed anew for every batch and never cached."""
@@ -187,7 +187,7 @@ class OneTeacherPerView:
     def unmixed_logits(self, view: View, rows: Tensor) -> Tensor:
         return self.networks[self.choice(view.number)].unmixed_logits(view, rows)
 
-    is_cached = is_fully_cached = False
+    uses_cache = is_fully_cached = False
 
     def save(self) -> None:
         """Do nothing: the logits are computed anew for every batch and never cached."""

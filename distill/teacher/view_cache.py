@@ -63,7 +63,7 @@ class CachedTeacher:
     UserError if the folder that contains all cache entries is a symbolic link.
     """
 
-    is_cached = True
+    uses_cache = True
 
     def __init__(
         self,

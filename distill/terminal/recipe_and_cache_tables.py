@@ -13,14 +13,8 @@ from rich.text import Text
 from distill.files.escape_text import visible
 from distill.files.redact_urls import hide_secrets
 from distill.format import UNKNOWN, grouped
-from distill.recipe.recipes import (
-    About,
-    ResolvedRecipe,
-    annotated,
-    dumps,
-    toml_of,
-    with_source,
-)
+from distill.recipe.recipe_variants import with_source
+from distill.recipe.recipes import About, ResolvedRecipe, annotated, dumps, toml_of
 from distill.terminal.table_style import GAP, blank_table
 
 NOT_YET = "not yet run"  # the accuracy in [about] of a recipe that was not measured

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from distill.recipe import recipes
+from distill.recipe import recipe_for_role, recipe_variants, recipes
 from distill.recipe.recipes import About, Recipe
 from distill.runs.run_folder import Role
 
@@ -60,7 +60,7 @@ class PlannedTraining:
 
     def at_size(self, size: int | None) -> "PlannedTraining":
         """The same training on images of `size` x `size` pixels; None for those of the recipe."""
-        return replace(self, recipe=recipes.with_data(self.recipe, size=size))
+        return replace(self, recipe=recipe_variants.with_data(self.recipe, size=size))
 
     def lasting(self, minutes: float) -> "PlannedTraining":
         """The same training for so many minutes instead of a number of epochs.
@@ -131,7 +131,7 @@ def _teacher_of(
     if student.role == "teacher" or not recipes.has_teacher(student.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
-    spec = about.teacher if is_named else recipes.teacher_for(student.recipe_spec)
+    spec = about.teacher if is_named else recipe_for_role.teacher_for(student.recipe_spec)
     return _training_of_command(commands.get(spec) or f"{VERBS['teacher']} --recipe {spec}")
 
 

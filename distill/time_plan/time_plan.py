@@ -16,7 +16,8 @@ from typing import Any
 from distill.data.image_set import SIDE, ImageSet, Progress
 from distill.data.sources import load_data_set
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import recipe_variants
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.time_plan.fill_minutes import Choice, fill_minutes
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, candidates
 from distill.training import flops, measure_speed
@@ -367,9 +368,12 @@ def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
 
     It is independent of the recipe's length and seeds. `teacher`: the training of the teacher.
     """
-    recipe = recipes.with_seed(training.recipe, 0)
+    recipe = recipe_variants.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})
-    parts = [training.role, recipes.fingerprint(recipe.model_copy(update={"train": once}))]
+    parts = [
+        training.role,
+        recipe_fingerprint(recipe.model_copy(update={"train": once})),
+    ]
     if teacher is not None:
         networks = teacher.recipe.model_dump(mode="json", include={"teacher", "student"})
         parts.append(json.dumps(networks))

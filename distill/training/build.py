@@ -46,7 +46,7 @@ from distill.teacher.teacher import (
 from distill.training import optim
 from distill.training.agree_on_stopping import ProcessAgreement
 from distill.training.divergence import DivergenceMonitor
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 from students.resnet import ResNet
 
 OPTIMIZER_KEYS = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill import format
 from distill.events import TOTAL
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 MOST_EPOCHS = 1_000_000  # limit for a run with a budget in minutes
 LONGEST_NAME = 60  # characters of a name or value in a message

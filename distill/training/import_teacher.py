@@ -25,7 +25,7 @@ from distill.events import End, Start, measure_name
 from distill.format import counted
 from distill.models import checkpoint, cost, foreign_weights, recognise_network
 from distill.models.foreign_weights import Weights
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipes import Recipe, RecipeError
 from distill.recipe.validation import value_text
 from distill.runs import lock, run_folder
@@ -198,7 +198,7 @@ def _load_teacher(request: ImportRequest, progress: Progress | None) -> Imported
     source, size = recipe.data.source, recipe.data.size
     images = load_data_set.load(source, "train", size=size, progress=progress)
     test = identify_test(source, images, size=size, progress=progress)
-    recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
+    recipe = recipe_variants.with_data(recipe, size=None if images.size == SIDE else images.size)
     net = build_network(recipe, "teacher", images.n_classes)
     faults: list[str] = []
     values: Normalisation | None = None

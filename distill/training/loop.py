@@ -32,7 +32,7 @@ from distill.teacher.teacher import TeacherOutput
 from distill.training import estimate_duration, optim, resume
 from distill.training.divergence import Diverged, gradient_norm
 from distill.training.signals import Request, Stopped
-from distill.training.state import BestEpoch, TrainState
+from distill.training.train_state import BestEpoch, TrainState
 
 LEAST_TOTAL_S = 60.0  # shorter runs get no estimate of the total time
 
@@ -207,7 +207,7 @@ def _estimate(state: TrainState) -> Iterator[Estimate]:
     time than the measured ones: if they compute other loss terms or read cached teacher logits.
     """
     first = state.first_steps
-    varies = state.teacher.is_cached or len(state.loss.change_points) > 1
+    varies = state.teacher.uses_cache or len(state.loss.change_points) > 1
     step_s = estimate_duration.time_range(
         first.block_means, estimate_duration.FEW_DOUBT if varies else estimate_duration.LEAST_DOUBT
     )

@@ -27,7 +27,7 @@ from distill.runs.run_folder import Role, RunFolder
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, minutes_to_steps
 from distill.training.estimate_duration import LEAST_DOUBT, LEAST_STEPS, TimeRange, time_range
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 FIRST_BATCH = 8  # images in the first two steps, which show how large the next batch can be
 MOST_STEP_S = 1.5  # the most seconds that a step should take in a smaller batch than the recipe's

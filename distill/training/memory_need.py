@@ -28,7 +28,7 @@ from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Optim
 from distill.runs.run_folder import Role
 from distill.training import build, optim
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 MEASURED = (2, 4)  # images of the forward passes that are compared
 SMALLER_RECIPE = {"teacher": "teacher_wrn+two_cores", "student": "kd_cutmix+two_cores"}

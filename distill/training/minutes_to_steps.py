@@ -24,7 +24,7 @@ from distill.teacher.teacher import LiveTeacher, OneTeacherPerView, Teacher
 from distill.teacher.view_cache import on_all_processes
 from distill.training import build, loop
 from distill.training.estimate_duration import LEAST_S, LEAST_STEPS, WARMUP_STEPS, synchronize
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 MOST_SHARE = 0.05  # largest fraction of a budget to spend on timing; LEAST_STEPS are always timed
 SPARE = 0.03  # fraction of a budget reserved for checkpoints and steps slower than the timed ones
@@ -137,7 +137,7 @@ def _steps_until_cached(state: TrainState) -> int | None:
     If the image size changes, each view is assumed to be computed at each size: an upper bound.
     """
     schedule = state.loader.schedule
-    if not state.teacher.is_cached or schedule.views is None:
+    if not state.teacher.uses_cache or schedule.views is None:
         return None
     return schedule.views * len(schedule.image_sizes) * state.loader.steps_per_epoch
 

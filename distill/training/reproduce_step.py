@@ -12,7 +12,7 @@ from distill.recipe import recipes
 from distill.runs.commands_to_repeat import continue_line
 from distill.runs.run_folder import RunFolder
 from distill.training import build, loop, resume
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 
 def repeat_step(

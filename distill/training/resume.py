@@ -19,7 +19,7 @@ from distill.runs import journal
 from distill.runs.run_folder import RunFolder, file_sha256
 from distill.training import check_saved_state
 from distill.training.check_saved_state import UnfitState
-from distill.training.state import BestEpoch, TrainState
+from distill.training.train_state import BestEpoch, TrainState
 
 ALWAYS = ("data", "teacher")  # the fingerprints that checkpoints of every version have
 BRING_BACK = "Restore the checkpoint, or start again in another --out."

@@ -34,7 +34,7 @@ from distill.format import counted
 from distill.metrics import measures
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.cost import count_parameters
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipes import Recipe, ResolvedRecipe
 from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs import check_runs_match, lock, read_predictions, run_folder
@@ -46,7 +46,7 @@ from distill.teacher.teacher import FrozenTeacher
 from distill.training import (
     build,
     environment,
-    finish_early,
+    finish_with_best_weights,
     loop,
     memory_need,
     minutes_to_steps,
@@ -55,7 +55,7 @@ from distill.training import resume as checkpoints
 from distill.training.resume import Resumed
 from distill.training.signals import StopSignal
 from distill.training.start_notes import start_notes
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 MOST_CHECK_IMAGES = 5000  # a teacher is measured on all held-out images if there are at most these
 TEACHER_CHECK_IMAGES = 1024  # else on a part: enough to detect an untrained teacher, in seconds
@@ -150,8 +150,8 @@ def train_and_test(
         )
         yield start
         ready.state.preparation_s += time.monotonic() - began_at
-        if is_early := request.ends_early and finish_early.is_cut_off(ready.state):
-            finish_early.select_weights(ready.state)
+        if is_early := request.ends_early and finish_with_best_weights.is_cut_off(ready.state):
+            finish_with_best_weights.select_weights(ready.state)
         else:
             yield from loop.train(ready.state)
         yield from _finish(ready, start, is_early, progress)
@@ -200,7 +200,7 @@ def _prepare(
     state.stop_signal, state.progress = request.stop, progress
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     if request.ends_early:
-        finish_early.check_is_trained(state)
+        finish_with_best_weights.check_is_trained(state)
     hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
     notes = (
         *_notes_on_resuming(request, earlier, resumed),
@@ -307,10 +307,10 @@ def _with_images(recipe: Recipe, images: ImageSet, earlier: Recipe | None) -> Re
 
     `earlier`: the recipe of the run that is resumed; None for a new run.
     """
-    recipe = recipes.with_data(recipe, size=None if images.size == SIDE else images.size)
+    recipe = recipe_variants.with_data(recipe, size=None if images.size == SIDE else images.size)
     if earlier is None:
         return normalisation.resolve(recipe, images)
-    recipe = recipes.with_data_of(recipe, earlier)
+    recipe = recipe_variants.with_size_and_normalisation_of(recipe, earlier)
     is_known = recipe.data.normalize == earlier.data.normalize
     return recipe if is_known else normalisation.resolve(recipe, images)
 
@@ -545,7 +545,7 @@ def _write_result(ready: PreparedRun, start: Start, end: End, is_early: bool) ->
     """
     request, state, data = ready.request, ready.state, _data_of_result(ready)
     teachers = state.identity["teacher"]
-    early = finish_early.described(state) if is_early else None
+    early = finish_with_best_weights.described(state) if is_early else None
     write_results.write_result(
         state.folder,
         request.recipe,

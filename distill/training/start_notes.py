@@ -21,7 +21,7 @@ from distill.teacher import cache_files, selection
 from distill.teacher.teacher import OneTeacherPerView
 from distill.teacher.view_cache import CachedTeacher
 from distill.training import environment
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 from students.normalize_images import normalises
 
 WIDE_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import methods, signs
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.recipe.loss_schema import Losses
 from students.design import Design
 from teachers.wrn_cost import WrnDesign
@@ -45,7 +45,7 @@ def test_student_of_fsp_has_the_teachers_channels() -> None:
 
 def test_runs_of_a_study_are_typed_commands() -> None:
     kd, at = (recipes.load(f"{name}+two_cores").recipe for name in ("kd", "at"))
-    alone = recipes.control_recipe(kd)
+    alone = recipe_variants.control_recipe(kd)
     typed = [
         methods.command("x", recipe, 3, Path("out"), ["train.epochs=2"], "T")[2:]
         for recipe in (kd, at, alone)

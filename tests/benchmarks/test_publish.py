@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from benchmarks import publish
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.runs import read_predictions
 from distill.runs.run_folder import RunFolder
 from tests.cli.command_line import REPO, RunCli
@@ -76,7 +77,7 @@ def test_its_figures_are_those_of_the_halved_weights(published, run_cli: RunCli)
     assert predictions is not None
     assert result["metrics"]["top1/test"] == pytest.approx(float(predictions.is_correct.mean()))
     assert result["published"]["metrics"] == run.result()["metrics"]
-    assert result["recipe_fingerprint"] == recipes.fingerprint(recipes.read(folder.recipe))
+    assert result["recipe_fingerprint"] == recipe_fingerprint(recipes.read(folder.recipe))
     evaluated = run_cli("evaluate", str(folder.path), "--json")
     assert evaluated.code == 0, evaluated.err
     assert json.loads(evaluated.out)["top1"] == pytest.approx(result["metrics"]["top1/test"])

@@ -15,7 +15,7 @@ from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
 from benchmarks.published_runs import Plan
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import compare_recipes, recipes
 from distill.recipe.schema import Teacher
 from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs import lock
@@ -106,7 +106,7 @@ def test_full_cell_is_the_published_recipe() -> None:
         cell = Cell("resnet56", "resnet20", method)
         spec = published_cells.student_recipe(cell)
         set_here = recipes.load(spec, published_cells.student_settings(cell)).recipe
-        assert recipes.differences(recipes.load(spec).recipe, set_here) == []
+        assert compare_recipes.differences(recipes.load(spec).recipe, set_here) == []
 
 
 def test_four_stages_are_all_read() -> None:

@@ -15,7 +15,7 @@ from benchmarks.pairs import PAIRS
 from benchmarks.peers import Entrant, Unequal
 from distill.components.build_network import build_network
 from distill.training import loop
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 pytestmark = pytest.mark.slow  # a benchmark's script, not the library
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe import recipes
+from distill.recipe import count_networks, recipes
 from distill.time_plan import time_plan
 from distill.time_plan.shipped_candidates import Candidate, training
 from tests.cli.command_line import REPO, RunCli, assert_refused
@@ -160,7 +160,7 @@ def test_designs_name_their_rules_and_a_command(run_cli: RunCli) -> None:
         "--set student.blocks=2 --set student.width=85"
     )
     sets = command.split(" --set ")[1:]
-    assert recipes.design_of("student_alone", sets)[0].parameters == 4_895_755
+    assert count_networks.design_of("student_alone", sets)[0].parameters == 4_895_755
 
 
 def test_design_refuses_wrong_requests(run_cli: RunCli) -> None:

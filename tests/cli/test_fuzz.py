@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.models import checkpoint
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.recipe import recipes
-from distill.recipe.compose import shipped_paths
+from distill.recipe.recipe_files import shipped_paths
 from distill.recipe.validation import keys
 from tests.data.sources.test_cifar import pack, write
 

@@ -10,7 +10,7 @@ import pytest
 from distill.errors import Failure
 from distill.recipe import recipes
 from distill.runs.run_folder import RunFolder
-from distill.sweep import distillation_study
+from distill.sweep import plan_teacher_and_students
 from tests.cli.command_line import ALONE, RunCli, after_each_epoch, assert_refused, unfolded
 from tests.evaluation.test_evaluate_run import forged
 
@@ -148,7 +148,7 @@ def test_other_files_at_the_report_are_refused(run_cli: RunCli, pets: Path) -> N
 
 
 def test_teacher_has_images_and_network_of_student() -> None:
-    assert distillation_study.teacher_recipe("kd_cutmix+quickstart", []) == (
+    assert plan_teacher_and_students.teacher_recipe("kd_cutmix+quickstart", []) == (
         "teacher_wrn+quickstart",
         [],
     )
@@ -156,7 +156,7 @@ def test_teacher_has_images_and_network_of_student() -> None:
         "data.source=x", "teacher.widen=4", "teacher.mirror=true", "teacher.weights=[1]",
         "train.epochs=3", "teacher.runs=['r']",
     ]  # fmt: skip
-    assert distillation_study.teacher_recipe("tiny", overrides) == (
+    assert plan_teacher_and_students.teacher_recipe("tiny", overrides) == (
         "tiny",
         ["loss.kd=false", "loss.hard.weight=1", "data.source=x", "teacher.widen=4"],
     )

@@ -9,7 +9,7 @@ import pytest
 from distill.components import build_network
 from distill.components.build_network import check_weights_file, load_trained, network_name
 from distill.errors import UserError
-from distill.recipe import recipes, schema
+from distill.recipe import recipe_variants, recipes, schema
 from distill.runs.run_folder import RunFolder
 
 
@@ -65,8 +65,8 @@ def test_loading_compares_size_before_building(
 
 def test_paths_may_be_edited(distilled: tuple[RunFolder, object], tmp_path: Path) -> None:
     run = RunFolder(shutil.copytree(distilled[0].path, tmp_path / "run"))
-    recipe = recipes.with_source(recipes.read(run.recipe), "moved/data")
-    run.recipe.write_text(recipes.dumps(recipes.with_teacher(recipe, ["moved/teacher"])))
+    recipe = recipe_variants.with_source(recipes.read(run.recipe), "moved/data")
+    run.recipe.write_text(recipes.dumps(recipe_variants.with_teacher(recipe, ["moved/teacher"])))
     load_trained(run)
 
 

@@ -23,6 +23,7 @@ from distill.events import MEASURES, Start, Step
 from distill.format import format_size
 from distill.models import epoch_weights
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import fingerprint_of_tables, recipe_fingerprint
 from distill.runs.check_runs_match import check_same
 from distill.runs.run_folder import RunFolder, write_json
 from distill.training.run import TrainingRequest, train_and_test
@@ -254,7 +255,7 @@ def test_default_is_not_in_the_fingerprint() -> None:
     assert recipes.loads(earlier, "earlier") == recipe
     content = recipe.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     del content["train"]["keep_epochs"]
-    assert recipes.fingerprint(recipe) == recipes._fingerprint_of(content)
+    assert recipe_fingerprint(recipe) == fingerprint_of_tables(content)
 
 
 def test_an_unfinished_run_has_no_test_curve(tmp_path: Path) -> None:

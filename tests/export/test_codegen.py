@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.export.codegen import ACTIVATIONS, StudentSpec, generate, generated_name
+from distill.export.codegen import ACTIVATIONS, StudentSpec, generate, generated_weight_name
 from distill.export.project1 import renormalise
 from students.design import Design
 from students.normalize_images import MEAN, STD
@@ -80,7 +80,7 @@ def built(student: StudentSpec, net: ResNet) -> torch.nn.Module:
     names: dict = {}
     exec(generate(student, "A network."), names)
     model = names["project1_model"]()
-    state = {generated_name(name): tensor for name, tensor in net.state_dict().items()}
+    state = {generated_weight_name(name): tensor for name, tensor in net.state_dict().items()}
     state.pop(None)
     model.load_state_dict(state, strict=True)
     return model.eval()

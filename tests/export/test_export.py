@@ -778,9 +778,9 @@ def test_of_several_processes_one_exports(student, tmp_path, run_cli: RunCli, mo
 def test_folder_of_a_killed_export_is_deleted(tmp_path):
     for use in ("new", "old"):
         atomic_folder._create(tmp_path / "out", use)
-    with atomic_folder.new_folder_beside(tmp_path / "out") as in_use:
+    with atomic_folder.temporary_folder_beside(tmp_path / "out") as in_use:
         atomic_folder._create(tmp_path / "out", "new")
-        with atomic_folder.new_folder_beside(tmp_path / "out") as new:
+        with atomic_folder.temporary_folder_beside(tmp_path / "out") as new:
             assert set(tmp_path.iterdir()) == {in_use, new}
     assert not list(tmp_path.iterdir())
 
@@ -798,7 +798,7 @@ def test_export_killed_between_renames_is_restored(tmp_path, monkeypatch):
         patch.setattr(Path, "unlink", killed)
         atomic_folder.rename(new, out, lambda: None)
     assert not out.exists()
-    with pytest.raises(ValueError, match="fails"), atomic_folder.new_folder_beside(out):
+    with pytest.raises(ValueError, match="fails"), atomic_folder.temporary_folder_beside(out):
         raise ValueError("fails")
     assert (out / "earlier").exists() and list(tmp_path.iterdir()) == [out]
 
@@ -817,7 +817,7 @@ def test_locked_parent_folder_is_a_failure(tmp_path, monkeypatch):
     with (
         atomic_folder.locked(tmp_path),
         pytest.raises(Failure, match=r"is locked: another process .*\nEnd that process \(fuser "),
-        atomic_folder.new_folder_beside(tmp_path / "out"),
+        atomic_folder.temporary_folder_beside(tmp_path / "out"),
     ):
         pass
 
@@ -829,7 +829,7 @@ def test_folders_of_the_user_beside_an_export_remain(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
     for _ in range(2):  # the second replaces the first
-        with atomic_folder.new_folder_beside(out) as new:
+        with atomic_folder.temporary_folder_beside(out) as new:
             (new / "file").touch()
             atomic_folder.rename(new, out, lambda: None)
     assert {path.name for path in tmp_path.iterdir()} == {"out", *names}
@@ -841,7 +841,7 @@ def test_file_of_the_user_beside_an_export_remains(tmp_path):
     out, mine = tmp_path / "out", tmp_path / ".out.old"
     mine.write_text("mine")
     for _ in range(2):
-        with atomic_folder.new_folder_beside(out) as new:
+        with atomic_folder.temporary_folder_beside(out) as new:
             atomic_folder.rename(new, out, lambda: None)
     assert mine.read_text() == "mine" and {path.name for path in tmp_path.iterdir()} == {
         "out",
@@ -853,7 +853,7 @@ def test_failed_rename_restores_the_earlier_folder(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "earlier").touch()
-    with atomic_folder.new_folder_beside(out) as new:
+    with atomic_folder.temporary_folder_beside(out) as new:
         shutil.rmtree(new)
         with pytest.raises(OSError, match="No such file"):
             atomic_folder.rename(new, out, lambda: None)

@@ -9,7 +9,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.recipe.compose import DEEPEST, LONGEST, MOST_PARTS, toml
+from distill.recipe.recipe_files import DEEPEST, LONGEST, MOST_PARTS, toml
 from distill.recipe.recipes import RecipeError
 from distill.recipe.validation import _schema, keys
 from distill.sweep import sweep_file

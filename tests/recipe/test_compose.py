@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill.recipe import compose as composition
+from distill.recipe import recipe_files
 from distill.recipe.recipes import RecipeError, check_report, dumps, load
 from distill.recipe.schema import Teacher
 
@@ -19,7 +19,7 @@ Write = Callable[[str, str], Path]
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """A project of its own in a temporary folder; writes a file and returns its path."""
-    monkeypatch.setattr(composition, "ROOT", tmp_path.resolve())
+    monkeypatch.setattr(recipe_files, "ROOT", tmp_path.resolve())
     monkeypatch.chdir(tmp_path)
 
     def at(name: str, text: str) -> Path:
@@ -452,5 +452,5 @@ def test_quotes_before_the_end_hide_no_key(quotes: str) -> None:
     for end in (quotes, quotes + quotes[0], quotes + quotes[:2]):
         first, second = f"{quotes}a{end}", f"{quotes}\n{quotes}"
         assert tomllib.loads(f"z = {{x = {first}, y = {second}}}\nb.c = 1")["b"] == {"c": 1}
-        assert composition.has_long_key(f"z = {{x = {first}, y = {second}}}\n{dotted} = 1")
-        assert not composition.has_long_key(f"x = {quotes}{dotted}{end}\ny = 1 # {dotted}")
+        assert recipe_files.has_long_key(f"z = {{x = {first}, y = {second}}}\n{dotted} = 1")
+        assert not recipe_files.has_long_key(f"x = {quotes}{dotted}{end}\ny = 1 # {dotted}")

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from timm.optim import get_optimizer_info
 
+from distill.recipe.compare_recipes import differences_with_origins
 from distill.recipe.constraints import (
     ROUNDING,
     RULES,
@@ -17,14 +18,7 @@ from distill.recipe.constraints import (
     suggested_milestones,
 )
 from distill.recipe.loss_schema import Losses, taps
-from distill.recipe.recipes import (
-    RecipeError,
-    check_report,
-    differences_with_origins,
-    dumps,
-    load,
-    loads,
-)
+from distill.recipe.recipes import RecipeError, check_report, dumps, load, loads
 from distill.recipe.schema import OptimizerName
 
 DKD = "loss.dkd.weight=1"

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from distill.recipe import recipe_json_schema
-from distill.recipe.compose import ROOT, shipped_paths
+from distill.recipe.recipe_files import ROOT, shipped_paths
 from distill.recipe.validation import check, keys, table_of
 
 SHIPPED = [*shipped_paths(), ROOT / "recipes" / "import" / "teacher.toml"]

@@ -17,9 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.recipe import compose as composition
-from distill.recipe import recipes
+from distill.recipe import (
+    compare_recipes,
+    recipe_files,
+    recipe_for_role,
+    recipe_variants,
+    recipes,
+)
+from distill.recipe.count_networks import count_networks
+from distill.recipe.recipe_fingerprint import LATER_KEYS, recipe_fingerprint
 from distill.recipe.recipes import Recipe, RecipeError, load
+from distill.recipe.validation import leaves
 from students.design import Design
 
 REPO = Path(__file__).parents[2]
@@ -78,8 +86,8 @@ def test_two_cores_commands_match_the_measurement() -> None:
     about = next(about for name, _, about in recipes.shipped() if name == "two_cores")
     words = shlex.split(about.command)
     sets = [value for option, value in pairwise(words) if option == "--set"]
-    resolved = recipes.values(load(words[words.index("--recipe") + 1], sets).recipe)
-    measured = dict(recipes.leaves(made["recipe"]))
+    resolved = compare_recipes.values(load(words[words.index("--recipe") + 1], sets).recipe)
+    measured = dict(leaves(made["recipe"]))
     ours = {"data.source", "teacher.runs", "teacher.depth", "teacher.widen", "train.compile"}
     for key in measured.keys() - ours:  # paths; a teacher's own keys are in its run
         assert resolved[key] == measured[key], key
@@ -88,7 +96,7 @@ def test_two_cores_commands_match_the_measurement() -> None:
     spec, *options = shlex.split(about.teacher)
     matched = load(spec, [option for option in options if option != "--set"]).recipe
     assert (matched.mix.cutmix, matched.train.epochs) == (None, made["teacher"][0]["epochs"])
-    assert recipes.teacher_for("kd_cutmix+two_cores") == about.teacher
+    assert recipe_for_role.teacher_for("kd_cutmix+two_cores") == about.teacher
     for text in (about.command.partition(" distill ")[2], about.teacher):
         assert text in (REPO / "README.md").read_text()
         assert text in (REPO / "results" / "README.md").read_text()
@@ -101,15 +109,15 @@ def test_a_name_means_one_file() -> None:
 
 def test_student_alone_is_the_control_of_kd_cutmix() -> None:
     distilled, alone = load("kd_cutmix").recipe, load("student_alone").recipe
-    control = recipes.control_recipe(distilled)
-    assert recipes.differences(control, alone) == []
-    assert recipes.fingerprint(control) == recipes.fingerprint(alone)
-    keys = {line.split(":")[0] for line in recipes.differences(distilled, alone)}
+    control = recipe_variants.control_recipe(distilled)
+    assert compare_recipes.differences(control, alone) == []
+    assert recipe_fingerprint(control) == recipe_fingerprint(alone)
+    keys = {line.split(":")[0] for line in compare_recipes.differences(distilled, alone)}
     assert keys == {"loss.hard.weight", *(key for key in keys if key.startswith("loss.kd."))}
 
 
 def test_control_adds_a_term_on_labels() -> None:
-    loss = recipes.control_recipe(load("tiny", ["loss.hard=false"]).recipe).loss
+    loss = recipe_variants.control_recipe(load("tiny", ["loss.hard=false"]).recipe).loss
     assert loss.kd is None
     assert loss.hard is not None
     assert loss.hard.weight == 1.0
@@ -117,7 +125,7 @@ def test_control_adds_a_term_on_labels() -> None:
 
 def test_shipped_recipes_have_their_documented_values() -> None:
     assert (
-        recipes.count_networks("kd")["parameters"] == 4_697_162
+        count_networks("kd")["parameters"] == 4_697_162
     )  # reference count of [4, 4, 3] 64-128-256
     matching = load("function_matching").recipe
     assert matching.mix.mixup is not None
@@ -128,8 +136,8 @@ def test_shipped_recipes_have_their_documented_values() -> None:
     teacher = load("teacher_wrn").recipe
     assert teacher.loss.hard is not None
     assert teacher.loss.hard.label_smoothing == 0
-    recipes.check_teacher(load("teacher_wrn"))
-    recipes.check_teacher(load("teacher_wrn+quickstart"))
+    recipe_for_role.check_teacher(load("teacher_wrn"))
+    recipe_for_role.check_teacher(load("teacher_wrn+quickstart"))
     assert load("teacher_wrn+quickstart").recipe.teacher == load("kd+quickstart").recipe.teacher
 
 
@@ -154,44 +162,44 @@ def test_label_smoothing_ingredient_is_a_hundredth() -> None:
 
 @pytest.mark.parametrize("name", ["kd", "kd_cutmix", "student_alone", "function_matching", "tiny"])
 def test_every_student_stays_under_five_million(name: str) -> None:
-    recipes.check_student(load(name))
-    counted = recipes.count_networks(name)
+    recipe_for_role.check_student(load(name))
+    counted = count_networks(name)
     assert counted["parameters"] < 5_000_000
     assert counted["within_budget"]
 
 
 def test_student_over_budget_is_counted_and_not_trained() -> None:
     overrides = ["student.width=128"]
-    counted = recipes.count_networks("kd", overrides)
+    counted = count_networks("kd", overrides)
     design = Design.of(stages=3, blocks=[4, 4, 3], width=128)
     assert not counted["within_budget"]
     assert (counted["parameters"], counted["macs"]) == (design.parameters, design.macs)
     with pytest.raises(RecipeError, match="student.max_params = 5000000 .* 18,765,962 parameters"):
         load("kd", overrides)
     with pytest.raises(RecipeError, match="student.kernel = 2"):
-        recipes.count_networks("kd", ["student.kernel=2"])
+        count_networks("kd", ["student.kernel=2"])
 
 
 def test_recipe_without_student_is_refused_by_distill() -> None:
     with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
-        recipes.check_student(load("teacher_wrn"))
+        recipe_for_role.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
-        recipes.count_networks("teacher_wrn", ["teacher.network=timm/resnet18"])
+        count_networks("teacher_wrn", ["teacher.network=timm/resnet18"])
     with pytest.raises(RecipeError, match="type train-teacher --recipe fast_teacher$"):
-        recipes.check_student(load("fast_teacher"))
-    recipes.check_teacher(load("fast_teacher"))
+        recipe_for_role.check_student(load("fast_teacher"))
+    recipe_for_role.check_teacher(load("fast_teacher"))
 
 
 def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     with pytest.raises(RecipeError) as error:
-        recipes.check_teacher(load("kd"))
+        recipe_for_role.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
         "RecipeError: 2 faults in kd",
         "  teacher is missing; train-teacher needs a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, but train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
     ]
-    recipes.check_teacher(load("tiny", ["loss.kd=false"]))
+    recipe_for_role.check_teacher(load("tiny", ["loss.kd=false"]))
 
 
 def test_a_claim_is_not_inherited(tmp_path: Path) -> None:
@@ -242,8 +250,8 @@ def test_resolution_is_one_line_or_absent() -> None:
     assert "\nresolution = [[0.0, 20], [0.5, 32]]\n" in text
     assert recipes.loads(text, "again") == rising
     assert "resolution" not in recipes.dumps(plain)
-    assert recipes.fingerprint(rising) != recipes.fingerprint(plain)
-    assert recipes.differences(plain, rising) == [
+    assert recipe_fingerprint(rising) != recipe_fingerprint(plain)
+    assert compare_recipes.differences(plain, rising) == [
         "train.resolution: absent -> [[0.0, 20], [0.5, 32]]"
     ]
 
@@ -256,19 +264,21 @@ def test_resolution_is_one_line_or_absent() -> None:
 )
 def test_any_recipe_survives_being_written(lr: float, source: str, blocks: list[int]) -> None:
     recipe = load("tiny", [f"optim.lr={lr!r}", f"student.blocks={blocks}"]).recipe
-    recipe = recipes.with_teacher(recipes.with_source(recipe, source), [source, ",\n]", "[\n    "])
+    recipe = recipe_variants.with_teacher(
+        recipe_variants.with_source(recipe, source), [source, ",\n]", "[\n    "]
+    )
     again = recipes.loads(recipes.dumps(recipe), "again")
     assert again == recipe
-    assert recipes.fingerprint(again) == recipes.fingerprint(recipe)
+    assert recipe_fingerprint(again) == recipe_fingerprint(recipe)
 
 
 def test_the_fingerprint_is_of_what_is_trained() -> None:
     kd = load("kd").recipe
     same = load("kd", ["about.claim=another", "optim.lr=0.2", "train.seed=0"]).recipe
     other = load("kd", ["optim.lr=0.3"]).recipe
-    assert len(recipes.fingerprint(kd)) == 64
-    assert recipes.fingerprint(kd) == recipes.fingerprint(same) != recipes.fingerprint(other)
-    assert recipes.fingerprint(load("kd+cutmix+ema").recipe) == recipes.fingerprint(
+    assert len(recipe_fingerprint(kd)) == 64
+    assert recipe_fingerprint(kd) == recipe_fingerprint(same) != recipe_fingerprint(other)
+    assert recipe_fingerprint(load("kd+cutmix+ema").recipe) == recipe_fingerprint(
         load("kd_cutmix").recipe
     )
 
@@ -290,8 +300,8 @@ def test_older_fingerprints_are_unchanged(
 ) -> None:
     """As they were before [teacher] had the keys of a residual network."""
     recipe = load(spec, overrides).recipe
-    assert recipes.fingerprint(recipe) == fingerprint
-    assert recipes.fingerprint(recipes.loads(recipes.dumps(recipe), "again")) == fingerprint
+    assert recipe_fingerprint(recipe) == fingerprint
+    assert recipe_fingerprint(recipes.loads(recipes.dumps(recipe), "again")) == fingerprint
 
 
 def test_a_residual_teacher_is_written_whole() -> None:
@@ -299,15 +309,15 @@ def test_a_residual_teacher_is_written_whole() -> None:
     recipe = load("fast_teacher").recipe
     again = recipes.loads(recipes.dumps(recipe), "again")
     assert again == recipe
-    written = {key for key in recipes.values(recipe) if key.startswith("teacher.")}
+    written = {key for key in compare_recipes.values(recipe) if key.startswith("teacher.")}
     assert {"teacher.network", "teacher.kernel", "teacher.norm_scale"} <= written
     assert not {"teacher.depth", "teacher.widen", "teacher.dropout"} & written
     wider = load("fast_teacher", ["teacher.skip_kernel=[1,1,1]"]).recipe
-    assert recipes.fingerprint(wider) != recipes.fingerprint(recipe)
+    assert recipe_fingerprint(wider) != recipe_fingerprint(recipe)
 
 
 def test_a_residual_teacher_is_counted() -> None:
-    counted = recipes.count_networks("fast_teacher")
+    counted = count_networks("fast_teacher")
     assert counted == {
         "recipe": "fast_teacher",
         "teacher": "ResNet [1, 1, 1] 128-384-512 pooled",
@@ -316,8 +326,8 @@ def test_a_residual_teacher_is_counted() -> None:
         "teacher_macs": 451_967_264,
     }
     resnet = ["teacher.network=resnet", "teacher.stages=3", "teacher.blocks=[4,4,3]"]
-    both = recipes.count_networks("kd", [*resnet, "teacher.width=64"])
-    alone = recipes.count_networks("kd")
+    both = count_networks("kd", [*resnet, "teacher.width=64"])
+    alone = count_networks("kd")
     assert {key: both[key] for key in alone} == alone
     for key in ("parameters", "trainable", "macs"):
         assert both[f"teacher_{key}"] == alone[key]
@@ -325,7 +335,7 @@ def test_a_residual_teacher_is_counted() -> None:
 
 def test_a_wide_residual_teacher_is_counted() -> None:
     """36.5 million parameters by table 4 of the paper, 5.2433 billion MACs by docs/cluster.md."""
-    counted = recipes.count_networks("teacher_wrn")
+    counted = count_networks("teacher_wrn")
     assert counted == {
         "recipe": "teacher_wrn",
         "teacher": "WRN-28-10",
@@ -334,7 +344,7 @@ def test_a_wide_residual_teacher_is_counted() -> None:
         "teacher_macs": counted["teacher_macs"],
     }
     assert round(counted["teacher_macs"] / 1e9, 4) == 5.2433
-    both = recipes.count_networks("kd_cutmix+two_cores")
+    both = count_networks("kd_cutmix+two_cores")
     assert both["parameters"] == 78_042 and both["teacher_parameters"] == 691_674
 
 
@@ -349,7 +359,7 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
     del before["optim"]["milestones"]
     del before["train"]["drop_last"], before["train"]["keep_epochs"]
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
-    assert recipes.fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
+    assert recipe_fingerprint(tiny) == hashlib.sha256(canonical.encode()).hexdigest()
     for change in (
         "teacher.draw=one",
         "teacher.mirror=true",
@@ -359,33 +369,33 @@ def test_defaults_of_later_keys_leave_old_fingerprints() -> None:
         "loss.kd.standardise=true",
         "train.drop_last=false",
     ):
-        assert recipes.fingerprint(load("tiny", [change]).recipe) != recipes.fingerprint(tiny)
+        assert recipe_fingerprint(load("tiny", [change]).recipe) != recipe_fingerprint(tiny)
 
 
 def test_later_keys_of_terms_leave_old_fingerprints() -> None:
     hint = load("tiny", ["loss.fitnet.weight=1"]).recipe
     before = hint.model_dump(mode="json", exclude={"about"}, exclude_none=True)
     assert before["loss"]["fitnet"].pop("layout") == "pointwise"
-    for name, keys in recipes.LATER_KEYS.items():
+    for name, keys in LATER_KEYS.items():
         table = reduce(lambda outer, part: outer.get(part, {}), name.split("."), before)
         for key in keys:
             table.pop(key, None)
     canonical = json.dumps(before, sort_keys=True, separators=(",", ":"))
-    assert recipes.fingerprint(hint) == hashlib.sha256(canonical.encode()).hexdigest()
+    assert recipe_fingerprint(hint) == hashlib.sha256(canonical.encode()).hexdigest()
     changed = load("tiny", ["loss.fitnet.weight=1", "loss.fitnet.layout=released"]).recipe
-    assert recipes.fingerprint(changed) != recipes.fingerprint(hint)
+    assert recipe_fingerprint(changed) != recipe_fingerprint(hint)
 
 
 def test_with_single_teacher_selects_one_teacher() -> None:
     several = ["teacher.runs=['a', 'b']", "teacher.draw=one", "teacher.weights=[1, 2]"]
     mirrored = "teacher.mirror=true"
-    alone = recipes.with_single_teacher(load("kd", [*several, mirrored]).recipe, 1)
+    alone = recipe_variants.with_single_teacher(load("kd", [*several, mirrored]).recipe, 1)
     assert alone == load("kd", ["teacher.runs=['b']", mirrored]).recipe
 
 
 def test_differences_name_the_keys() -> None:
     overrides = ["optim.lr=0.5", "augment.flip=false", "optim.clip=1", "about.claim=x"]
-    assert recipes.differences(load("tiny").recipe, load("tiny", overrides).recipe) == [
+    assert compare_recipes.differences(load("tiny").recipe, load("tiny", overrides).recipe) == [
         "augment.flip.prob: 0.5 -> absent",
         "augment.flip.alternate: false -> absent",
         "optim.lr: 0.05 -> 0.5",
@@ -404,7 +414,9 @@ def test_needs_are_those_of_the_terms() -> None:
 
 def test_with_teacher_and_with_source_replace_values() -> None:
     kd = load("kd").recipe
-    distilled = recipes.with_source(recipes.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic")
+    distilled = recipe_variants.with_source(
+        recipe_variants.with_teacher(kd, ["runs/a", "runs/b"]), "synthetic"
+    )
     assert distilled.teacher is not None
     assert distilled.teacher.runs == ("runs/a", "runs/b")
     assert distilled.data.source == "synthetic"
@@ -422,7 +434,7 @@ def test_student_spec_matches_design_arguments() -> None:
 def test_a_broken_file_among_the_shipped_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(composition, "ROOT", tmp_path.resolve())
+    monkeypatch.setattr(recipe_files, "ROOT", tmp_path.resolve())
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/a.toml").write_text("[about]\nclam = 'x'\nminutes = 3")
     (tmp_path / "recipes/b.toml").write_text("[")
@@ -447,7 +459,8 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_reading_recipes_needs_no_torch() -> None:
     code = (
-        "import sys; from distill.recipe.recipes import count_networks, load, shipped\n"
+        "import sys; from distill.recipe.count_networks import count_networks\n"
+        "from distill.recipe.recipes import load, shipped\n"
         "load('kd_cutmix+quickstart'); shipped(); count_networks('kd')\n"
         "print(*sorted({'torch', 'numpy', 'timm', 'rich'} & set(sys.modules)))"
     )
@@ -476,7 +489,7 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
     ],
 )
 def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
-    assert recipes.teacher_for(name) == teacher
+    assert recipe_for_role.teacher_for(name) == teacher
 
 
 @pytest.mark.parametrize("name", ["a\nb.toml", "a\nb/c"])
@@ -491,20 +504,20 @@ def test_name_with_line_feed_is_one_line(name: str) -> None:
 )
 def test_standardising_changes_the_fingerprint_only_if_on(spec: str, name: str) -> None:
     """Older recipes had no such key."""
-    plain = recipes.fingerprint(load(spec).recipe)
+    plain = recipe_fingerprint(load(spec).recipe)
     key = f"loss.{name}.standardise"
-    assert recipes.fingerprint(load(spec, [f"{key}=false"]).recipe) == plain
-    assert recipes.fingerprint(load(spec, [f"{key}=true"]).recipe) != plain
+    assert recipe_fingerprint(load(spec, [f"{key}=false"]).recipe) == plain
+    assert recipe_fingerprint(load(spec, [f"{key}=true"]).recipe) != plain
 
 
 def test_changed_values_leave_out_defaults() -> None:
     recipe = recipes.load("kd", ("optim.lr=0.3", "ema.half_life=2.0")).recipe
-    changed = recipes.changed_values(recipe)
+    changed = compare_recipes.changed_values(recipe)
     assert changed["optim.lr"] == "0.3" and changed["ema.decay"] == "absent"
     assert "optim.momentum" not in changed and not [key for key in changed if "about" in key]
-    known = recipes.values(recipe)
+    known = compare_recipes.values(recipe)
     for key, text in changed.items():
-        assert key in known or text in ("absent", recipes.DEFAULTS), key
+        assert key in known or text in ("absent", compare_recipes.DEFAULTS), key
 
 
 def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
@@ -512,16 +525,18 @@ def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
         if path.parent.name == "ingredients":
             continue
         recipe = recipes.load(name).recipe
-        changed = {k: v for k, v in recipes.changed_values(recipe).items() if v != "absent"}
+        changed = {k: v for k, v in compare_recipes.changed_values(recipe).items() if v != "absent"}
         tables: dict[str, Any] = {}
         for key, text in changed.items():
             *parents, last = key.split(".")
             table = tables
             for parent in parents:
                 table = table.setdefault(parent, {})
-            table[last] = {} if text == recipes.DEFAULTS else tomllib.loads(f"x = {text}")["x"]
+            table[last] = (
+                {} if text == compare_recipes.DEFAULTS else tomllib.loads(f"x = {text}")["x"]
+            )
         again = Recipe.model_validate(tables)
-        assert recipes.differences(again, recipe) == [], name
+        assert compare_recipes.differences(again, recipe) == [], name
 
 
 def test_set_replaces_the_network_without_a_note() -> None:
@@ -542,7 +557,7 @@ def test_malformed_override_hides_no_other_fault() -> None:
 def test_run_recipe_comments_on_unread_teacher_keys() -> None:
     recipe = recipes.load("kd_cutmix").recipe
     assert recipes.of_run(recipe) == recipes.dumps(recipe)
-    with_run = recipes.with_teacher(recipe, ["runs/resnet110"])
+    with_run = recipe_variants.with_teacher(recipe, ["runs/resnet110"])
     text = recipes.of_run(with_run)
     assert "[teacher]  # only draw, mirror, runs, weights are read: the networks are" in text
     assert recipes.loads(text, "again") == with_run

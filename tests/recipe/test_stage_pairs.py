@@ -3,6 +3,7 @@
 import pytest
 
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Teacher
 from distill.recipe.stage_pairs import with_paired_stages
@@ -34,7 +35,7 @@ def stages(*numbers: int) -> list[str]:
 def test_three_stages_keep_the_defaults(spec: str) -> None:
     recipe = recipe_of("resnet20", spec)
     paired = with_paired_stages(recipe, THREE)
-    assert paired == recipe and recipes.fingerprint(paired) == recipes.fingerprint(recipe)
+    assert paired == recipe and recipe_fingerprint(paired) == recipe_fingerprint(recipe)
 
 
 @pytest.mark.parametrize(

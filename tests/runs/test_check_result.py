@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill.errors import UserError
-from distill.runs import check_result, check_runs_match, load_run
+from distill.runs import check_result, check_runs_match, run_record
 from distill.runs.run_folder import RunFolder, write_json
 from distill.runs.teacher_student_summary import summary_row
 
@@ -30,7 +30,7 @@ def changed(folder: Path, changes: dict[str, Any]) -> RunFolder:
 def test_unchanged_run_is_accepted(tmp_path: Path) -> None:
     run = changed(tmp_path / "run", {})
     check_runs_match.check_recipe_of_result(run)
-    assert load_run.read(run).parameters == 1454
+    assert run_record.read(run).parameters == 1454
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_figures_that_contradict_the_recipe(
     tmp_path: Path, changes: dict[str, Any], fault: str
 ) -> None:
     run = changed(tmp_path / "run", changes)
-    for read in (load_run.read, lambda run: summary_row("student", run)):
+    for read in (run_record.read, lambda run: summary_row("student", run)):
         with pytest.raises(UserError) as caught:
             read(run)
         assert f"result.json contradicts {fault}" in str(caught.value) or fault in str(caught.value)
@@ -91,7 +91,7 @@ def test_figures_that_contradict_the_journal(
     tmp_path: Path, changes: dict[str, Any], fault: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        load_run.read(changed(tmp_path / "run", changes))
+        run_record.read(changed(tmp_path / "run", changes))
     assert fault in str(caught.value)
 
 
@@ -100,12 +100,12 @@ def test_journal_without_end_or_start(tmp_path: Path) -> None:
     lines = run.journal.read_text().splitlines(keepends=True)
     run.journal.write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=r"top1/val_ema of epoch 1 is 0.13 instead of 0.12\.\n"):
-        load_run.read(run)
+        run_record.read(run)
     run.journal.write_text("".join(lines[1:]))
     with pytest.raises(UserError, match=r"journal.jsonl has no start event, .*\nRestore it, or"):
-        load_run.read(run)
+        run_record.read(run)
     run.journal.unlink()
-    assert load_run.read(run).val_metric("top1") == 0.13
+    assert run_record.read(run).val_metric("top1") == 0.13
 
 
 def test_calibration_error_is_that_of_predictions(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_calibration_error_is_that_of_predictions(tmp_path: Path) -> None:
     write_json(run.result_file, result)
     run.journal.unlink()  # it is compared first
     with pytest.raises(UserError, match=r"ece/test = 0.10 %, but the predictions in .* 3.17 %"):
-        load_run.read(run)
+        run_record.read(run)
 
 
 def test_names_without_fingerprint_need_old_result(tmp_path: Path) -> None:

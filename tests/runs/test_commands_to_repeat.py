@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import cli
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.runs import lock
 from distill.runs.commands_to_repeat import training_commands, with_names, without_command
 from distill.runs.run_folder import RunFolder, write_json, write_text
@@ -32,7 +33,7 @@ def options(name: str, overrides: list[str], typed_as: str | None = None) -> lis
         words[words.index("--recipe") + 1],
         [word for before, word in pairwise(words) if before == "--set"],
     )
-    assert recipes.fingerprint(made.recipe) == recipes.fingerprint(recipe)
+    assert recipe_fingerprint(made.recipe) == recipe_fingerprint(recipe)
     assert words[:3] == ["python", "cli.py", "distill"] and words[-2:] == ["--out", "runs/x"]
     return words[3 : words.index("--data")]
 
@@ -71,7 +72,7 @@ def test_every_shipped_recipe_is_repeated(path: Path) -> None:
 
 
 def test_control_is_repeated_by_its_recipe() -> None:
-    control = recipes.control_recipe(recipes.load("kd").recipe)
+    control = recipe_variants.control_recipe(recipes.load("kd").recipe)
     [words] = training_commands(RUN, control, result("kd (control)"))
     assert words[3:5] == ["--recipe", "kd"]
     assert "loss.kd=false" in words and "loss.hard.weight=1.0" in words

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.runs.run_folder import RunFolder, write_json, write_text
 from distill.runs.teacher_student_summary import (
     ClosingRow,
@@ -38,7 +38,7 @@ def finished(
     runs = list(map(str, teachers))
     recipe = recipes.load("tiny", overrides).recipe
     run = RunFolder(path)
-    write_text(run.recipe, recipes.dumps(recipes.with_teacher(recipe, runs)))
+    write_text(run.recipe, recipes.dumps(recipe_variants.with_teacher(recipe, runs)))
     content = {
         "role": role,
         "network": NETWORK,

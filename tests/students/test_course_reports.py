@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distill.recipe import recipes
+from distill.recipe.count_networks import count_networks
 
 ROOT = Path(__file__).parents[2]
 KNOWN = json.loads((ROOT / "tests/students/architectures.json").read_text())["rows"]
@@ -32,7 +33,7 @@ def test_recipe_has_the_reported_parameters(name: str) -> None:
     (row,) = (r for r in KNOWN if r["source"].startswith(source) and r["name"] == system)
     resolved = recipes.load(name)
     expected = row.get("parameters_of_described_network", row["parameters"])
-    assert recipes.count_networks(name)["parameters"] == expected
+    assert count_networks(name)["parameters"] == expected
     accuracy = f"{100 * row['reported_test_accuracy']:g} %"
     assert f"the report gives {accuracy} on test" in resolved.recipe.about.claim
     for key in ("activation", "block_dropout"):

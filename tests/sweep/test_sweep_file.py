@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill.errors import UserError
-from distill.recipe import recipes
+from distill.recipe import compare_recipes
 from distill.recipe.recipes import RecipeError
 from distill.sweep import sweep_file
 from distill.sweep.sweep_schema import Constraint, Space, Study, SweepFile
@@ -251,7 +251,7 @@ def test_table_8_has_widest_network_of_each_depth() -> None:
         assert student is not None
         found = {name: getattr(student, name) for name in ("stages", "blocks", "width")}
         assert found == {name: row[name] for name in found}
-    assert recipes.values(sweep.base.recipe)["train.epochs"] == 50
+    assert compare_recipes.values(sweep.base.recipe)["train.epochs"] == 50
 
 
 def test_the_file_in_the_documents_is_taken(tmp_path: Path) -> None:

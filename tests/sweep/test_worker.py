@@ -19,6 +19,7 @@ import cli
 from distill.evaluation import final_test
 from distill.events import Event, Step
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.runs import read_predictions
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
@@ -94,7 +95,7 @@ def test_sweep_leaves_runs_recipe_and_page(run_cli: RunCli, place: Path) -> None
         row["value"] for row in summary["trials"] if row["value"] is not None
     )
     made = recipes.load(str(place / "out" / "best.toml"))
-    assert recipes.fingerprint(made.recipe) == recipes.fingerprint(
+    assert recipe_fingerprint(made.recipe) == recipe_fingerprint(
         recipes.read(RunFolder(Path(best["run"])).recipe)
     )
     assert f"trial {best['trial']}, top1/val = {best['value']:.4f}" in made.recipe.about.claim

@@ -24,7 +24,7 @@ from distill.teacher.teacher import FrozenTeacher, LiveTeacher, OneTeacherPerVie
 from distill.training import build, minutes_to_steps, verify_cache
 from distill.training import run as runs
 from distill.training.run import TrainingRequest, train_and_test
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 from teachers.ensemble import Ensemble
 from tests.make_runs import drawn as drawn_images
 from tests.make_runs import prepared, train

@@ -12,6 +12,7 @@ import pytest
 from distill.data.image_set import Progress
 from distill.errors import UserError
 from distill.recipe import recipes
+from distill.recipe.count_networks import count_networks
 from distill.recipe.recipes import About
 from distill.time_plan import shipped_candidates, time_plan
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, training
@@ -138,7 +139,7 @@ def test_commands_can_be_typed_as_they_are() -> None:
 def test_the_time_is_the_operations_at_the_rate(machine, monkeypatch) -> None:
     only(monkeypatch, alone("nyu2022_2111", "train.epochs=2"))
     planned = machine.plan(1000)
-    macs = recipes.count_networks("nyu2022_2111")["macs"]
+    macs = count_networks("nyu2022_2111")["macs"]
     trained = 2 * (40_000 // 128) * 128
     validated = 2 * 10_000 / 3  # a forward pass is a third of a step
     minutes = 6 * macs * (trained + validated) / RATE / 60

@@ -14,7 +14,7 @@ from distill.models import checkpoint
 from distill.recipe.schema import OptimizerName
 from distill.runs.run_folder import RunFolder
 from distill.training import loop, resume
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 from tests.make_runs import prepared
 
 Tensors = dict[str, Any]

@@ -6,6 +6,7 @@ from distill.components.build_network import build_network
 from distill.errors import UnsuitableRecipe
 from distill.models import cost
 from distill.recipe import recipes
+from distill.recipe.count_networks import count_networks
 from distill.training import flops
 from distill.training.flops import ImageCounts, NetworkCost
 
@@ -39,7 +40,7 @@ def test_network_without_memory_counts_as_its_design_does(spec: str) -> None:
     resolved = recipes.load(spec)
     counted, planned = (
         flops.network_cost(resolved.recipe, "student", 10),
-        recipes.count_networks(spec),
+        count_networks(spec),
     )
     assert (counted.name, counted.parameters) == (planned["network"], planned["parameters"])
     assert counted.macs == planned["macs"]

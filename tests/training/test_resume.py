@@ -21,7 +21,7 @@ from distill.runs.run_folder import RunFolder
 from distill.training import resume as checkpoints
 from distill.training import run
 from distill.training.signals import Request, Stopped
-from distill.training.state import BestEpoch, TrainState
+from distill.training.train_state import BestEpoch, TrainState
 from tests.make_runs import prepared, train, two_epochs
 from tests.training.test_run import digest, same
 

@@ -25,7 +25,7 @@ from distill.teacher.build_teacher import combine_teachers
 from distill.teacher.teacher import FrozenTeacher
 from distill.training import build
 from distill.training.loop import step
-from distill.training.state import TrainState
+from distill.training.train_state import TrainState
 
 STEPS = 8
 

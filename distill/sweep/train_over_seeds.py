@@ -11,7 +11,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.events import measure_name
-from distill.recipe import recipes
+from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipes import About, ResolvedRecipe
 from distill.runs import check_runs_match, read_predictions, run_folder
 from distill.runs.run_folder import Role, RunFolder
@@ -48,7 +48,7 @@ def plan(
         )
     runs = []
     for seed in seeds:
-        recipe = recipes.with_seed(resolved.recipe, seed)
+        recipe = recipe_variants.with_seed(resolved.recipe, seed)
         seeded = replace(resolved, recipe=recipe)
         runs.append(SeedRun(seed, False, seeded, RunFolder(parent / f"seed-{seed}")))
         if controls and recipes.has_teacher(recipe):
@@ -59,7 +59,7 @@ def plan(
 
 def control_of(resolved: ResolvedRecipe) -> ResolvedRecipe:
     """Return the recipe that trains the same student without a teacher."""
-    alone = recipes.control_recipe(resolved.recipe)
+    alone = recipe_variants.control_recipe(resolved.recipe)
     alone = alone.model_copy(update={"teacher": None, "about": About()})
     return replace(resolved, recipe=alone, name=f"{resolved.name} (control)")
 
@@ -89,7 +89,7 @@ def with_same_teacher(seed_run: SeedRun, first: SeedRun) -> ResolvedRecipe:
     chosen = recipes.read(first.folder.recipe).teacher
     if chosen is None:
         return seed_run.resolved
-    return replace(seed_run.resolved, recipe=recipes.with_teacher(recipe, chosen.runs))
+    return replace(seed_run.resolved, recipe=recipe_variants.with_teacher(recipe, chosen.runs))
 
 
 def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:

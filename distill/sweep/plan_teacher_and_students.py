@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.errors import UserError
-from distill.recipe import recipes
-from distill.recipe.recipes import TEACHING, ResolvedRecipe
+from distill.recipe import recipe_for_role, recipes
+from distill.recipe.recipes import ResolvedRecipe
+from distill.recipe.schema import STUDENT_READS
 from distill.recipe.validation import shorten
 from distill.runs import check_runs_match, run_folder
 from distill.runs.run_folder import RunFolder
-from distill.sweep import compare_over_seeds
-from distill.sweep.compare_over_seeds import SeedRun
+from distill.sweep import train_over_seeds
+from distill.sweep.train_over_seeds import SeedRun
 from networks.network_catalogue import is_own
 
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"  # folders of a study's runs
@@ -47,7 +48,7 @@ def teacher_recipe(spec: str, overrides: Sequence[str]) -> tuple[str, list[str]]
     `overrides` that describe the images or the teacher's network are added. Raises UserError if the
     text in [about] is not a command's, or names code: only what the user typed may run code.
     """
-    text = recipes.teacher_for(spec)
+    text = recipe_for_role.teacher_for(spec)
     try:
         name, *words = shlex.split(text)
     except ValueError:
@@ -68,7 +69,7 @@ def teacher_recipe(spec: str, overrides: Sequence[str]) -> tuple[str, list[str]]
 
 def _is_shared(override: str) -> bool:
     table, _, key = override.partition("=")[0].strip().partition(".")
-    return table in SHARED_TABLES and not (table == "teacher" and key in TEACHING)
+    return table in SHARED_TABLES and not (table == "teacher" and key in STUDENT_READS)
 
 
 def plan(
@@ -80,7 +81,7 @@ def plan(
     One seed is that of the recipe; several are 0, 1, …. Raises RecipeError if a recipe cannot be
     trained, UserError if the student's loss terms need no teacher.
     """
-    recipes.check_student(student)
+    recipe_for_role.check_student(student)
     if not recipes.has_teacher(student.recipe):
         raise UserError(
             f"recipe {student.name} has no term that needs a teacher, so there is nothing to "
@@ -89,13 +90,13 @@ def plan(
         )
     run = None
     if teacher is not None:
-        recipes.check_teacher(teacher)
+        recipe_for_role.check_teacher(teacher)
         _check_hold_out(student, teacher)
         run = TeacherRun(teacher, RunFolder(parent / TEACHER))
     if n_seeds > 1:
-        seeded = compare_over_seeds.plan(student, range(n_seeds), parent, controls=True)
+        seeded = train_over_seeds.plan(student, range(n_seeds), parent, controls=True)
         return Study(run, tuple(seeded))
-    seed, alone = student.recipe.train.seed, compare_over_seeds.control_of(student)
+    seed, alone = student.recipe.train.seed, train_over_seeds.control_of(student)
     return Study(
         run,
         (
@@ -129,7 +130,7 @@ def check(study: Study) -> None:
             check_runs_match.check_same(folder, resolved.recipe)
         else:
             run_folder.check_out(folder, resume=True)
-    compare_over_seeds.check(study.students)
+    train_over_seeds.check(study.students)
 
 
 def finished_runs(study: Study) -> list[RunFolder]:

@@ -6,9 +6,10 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import recipes
+from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import ResolvedRecipe
 from distill.runs.run_folder import RunFolder, write_json, write_text
-from distill.sweep import successive_halving as halving
+from distill.sweep import search_student_design as halving
 from distill.sweep import sweep_summary
 from distill.sweep.storage import Storage, url_of
 from distill.sweep.worker import Reader
@@ -82,7 +83,10 @@ def test_the_best_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         trained.setdefault(recipe.train.epochs, []).append(recipe.student.width)
         write_text(folder.recipe, recipes.dumps(recipe))
         result = {"metrics": {"top1/val": recipe.student.width / 100}}
-        write_json(folder.result_file, result | {"recipe_fingerprint": recipes.fingerprint(recipe)})
+        write_json(
+            folder.result_file,
+            result | {"recipe_fingerprint": recipe_fingerprint(recipe)},
+        )
 
     search = search_of(9, epochs=9, eta=3)
     opened = Storage(url_of(None, tmp_path), 20)

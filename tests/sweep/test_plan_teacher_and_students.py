@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UserError
-from distill.sweep import distillation_study
+from distill.sweep import plan_teacher_and_students
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_text_of_a_recipe_runs_no_code(tmp_path: Path, teacher: str, message: st
     about = f"[about]\nteacher = {json.dumps(teacher)}\n"
     path.write_text(f'base = "kd"\n{about}')
     with pytest.raises(UserError, match=re.escape(message)):
-        distillation_study.teacher_recipe(str(path), [])
+        plan_teacher_and_students.teacher_recipe(str(path), [])

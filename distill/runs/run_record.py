@@ -118,7 +118,7 @@ class RunRecord:
         return [visible(Path(run).name) for run in runs]
 
     @property
-    def data(self) -> str:
+    def data_fingerprint(self) -> str:
         """The fingerprint of the run's images; before the first checkpoint, `data.source`."""
         if self.result:
             return str(self.result["data"]["fingerprint"])
@@ -127,7 +127,7 @@ class RunRecord:
         return hide_secrets(self.recipe.data.source)
 
     @property
-    def test(self) -> str:
+    def test_fingerprint(self) -> str:
         """The fingerprint of the run's test split; empty if an earlier version wrote the run."""
         if self.result:
             return str(self.result["data"].get("test_fingerprint", ""))
@@ -136,7 +136,7 @@ class RunRecord:
         return ""
 
     @property
-    def teacher(self) -> str:
+    def teacher_fingerprint(self) -> str:
         """The fingerprint of the teachers' weights; empty without a teacher, or if it is unknown.
 
         It is known from the first checkpoint on.

@@ -19,8 +19,8 @@ from distill.evaluation.evaluate_run import evaluate_run
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Epoch, Start, Step
 from distill.models import checkpoint
-from distill.recipe import recipes
-from distill.runs import load_run, read_predictions, seed_groups, teacher_student_summary
+from distill.recipe import recipe_variants, recipes
+from distill.runs import read_predictions, run_record, seed_groups, teacher_student_summary
 from distill.runs.list_runs import list_runs
 from distill.runs.run_folder import Role, RunFolder, early_end
 from distill.terminal.runs_table import state_text
@@ -213,7 +213,7 @@ def test_damaged_checkpoint_falls_back_or_is_refused(tmp_path: Path, stopped: Ru
 
 def test_other_images_are_refused(tmp_path: Path, stopped: RunFolder, pets: Path) -> None:
     folder = RunFolder(Path(shutil.copytree(stopped.path, tmp_path / "run")))
-    recipe = recipes.with_source(recipes.read(folder.recipe), str(pets))
+    recipe = recipe_variants.with_source(recipes.read(folder.recipe), str(pets))
     request = TrainingRequest("student", recipe, "tiny", folder.path, resume=True, ends_early=True)
     with pytest.raises(UserError):
         list(train_and_test(request))
@@ -239,7 +239,7 @@ def test_early_runs_are_no_seeds_of_whole_ones(tmp_path: Path) -> None:
     early = cut_off(tmp_path / "early", *ALONE, step=15, epochs=1)
     finish(early)
     whole, _ = train(tmp_path / "whole", *ALONE, "train.seed=1")
-    groups = seed_groups.groups([load_run.read(early), load_run.read(whole)])
+    groups = seed_groups.groups([run_record.read(early), run_record.read(whole)])
     assert [len(group.records) for group in groups] == [1, 1]
 
 

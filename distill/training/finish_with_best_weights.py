@@ -7,7 +7,7 @@ from distill.models import checkpoint
 from distill.runs.commands_to_repeat import continue_line
 from distill.training import loop
 from distill.training.resume import best_file
-from distill.training.state import BestEpoch, TrainState
+from distill.training.train_state import BestEpoch, TrainState
 
 
 def check_is_trained(state: TrainState) -> None:

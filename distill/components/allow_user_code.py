@@ -7,7 +7,7 @@ from networks.network_catalogue import is_own
 NETWORKS = ("student.network", "teacher.network")
 
 
-def allow_typed_code(overrides: Iterable[str]) -> None:
+def allow_user_code(overrides: Iterable[str]) -> None:
     """Allow the code of the user's own networks that `key=value` overrides name.
 
     The overrides are those that the user typed, such as `student.network=FILE.py:NAME`; a recipe's
