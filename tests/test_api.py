@@ -277,6 +277,7 @@ def test_recipe_of_a_stranger_runs_no_code(stranger: Path) -> None:
     assert not Path("ran").exists()
 
 
+@pytest.mark.long
 def test_typed_code_is_run(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = SMALL | {"student.network": "nets.py:small"}
     list(train_student("tiny", out="run", overrides=own))

@@ -28,6 +28,7 @@ PAGES = "".join(
 BEGIN, END = build.RECIPES.begin, build.RECIPES.end
 
 
+@pytest.mark.long
 def test_generated_sections_are_up_to_date() -> None:
     for section in (build.RECIPES, build.MODULES, build.NETWORKS, build.KEYS):
         written = section.document.read_text()
@@ -50,6 +51,7 @@ def test_each_recipe_has_a_row_with_its_facts() -> None:
             assert (about[key] in row) == (about["accuracy"] != build.NOT_YET)
 
 
+@pytest.mark.long
 def test_space_follows_a_long_file_name() -> None:
     assert "accuracy_and_calibration.py Compute accuracy" in build.module_list()
 
@@ -69,6 +71,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_stale_readme_is_rebuilt_between_markers(readme: Path) -> None:
     before = readme.read_text()
     with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
@@ -98,11 +101,13 @@ def test_missing_markers_are_reported(
     assert readme.read_text() == text
 
 
+@pytest.mark.long
 def test_a_run_becomes_the_picture(readme: Path, tmp_path: Path) -> None:
     build.main(["--run", str(finished_run(tmp_path / "run"))])
     assert "alone" in (tmp_path / "run.svg").read_text()
 
 
+@pytest.mark.long
 def test_a_picture_of_nothing_is_refused(
     readme: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +162,7 @@ def quoted(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
+@pytest.mark.long
 def test_every_module_is_listed_with_its_docstring() -> None:
     listed = build.module_list()
     paths = [p for name in OURS for p in ([REPO / name] if name.endswith(".py") else modules(name))]

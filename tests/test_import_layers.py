@@ -110,6 +110,7 @@ TABLE = (
 )
 
 
+@pytest.mark.long
 def test_imports_point_downward() -> None:
     paths = [path for name in OURS for path in sources(name)]
     names = {str(path.relative_to(REPO)) for path in paths}

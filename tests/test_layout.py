@@ -65,6 +65,7 @@ def test_tests_mirror_the_packages() -> None:
     assert in_no_package(tests) == []
 
 
+@pytest.mark.long
 def test_test_names_have_at_most_eight_words() -> None:
     trees = [ast.parse((REPO / path).read_text()) for path in python_files() if "/test_" in path]
     names = [

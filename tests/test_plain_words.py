@@ -82,6 +82,7 @@ def files(root: str) -> list[Path]:
     return sorted(p for p in every if p.suffix in ENDINGS and p.name != Path(__file__).name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("root", ROOTS)
 def test_no_private_word_is_used(root: str) -> None:
     paths = files(root)

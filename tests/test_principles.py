@@ -210,6 +210,7 @@ VIOLATIONS: list[tuple[Rule, str, str, str]] = [
 RULES = list(dict.fromkeys(rule for rule, *_ in VIOLATIONS))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_source_follows_rule(rule: Rule) -> None:
     assert {"distill/events.py", "distill/losses/hard.py", "teachers/__init__.py"} <= set(SOURCES)

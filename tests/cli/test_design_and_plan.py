@@ -14,6 +14,7 @@ from distill.time_plan.shipped_candidates import Candidate, training
 from tests.cli.command_line import REPO, RunCli, assert_refused
 
 
+@pytest.mark.long
 def test_widest_designs_are_listed_as_json_and_drawn(run_cli: RunCli, tmp_path: Path) -> None:
     result = run_cli(
         "design", "--stages", "3", "--blocks", "1-2", "--json", "--plot", tmp_path / "p.svg"

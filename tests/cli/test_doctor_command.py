@@ -45,6 +45,7 @@ def faults(checks: dict[str, dict[str, str]]) -> list[str]:
     return [name for name, check in checks.items() if check["state"] == "fault"]
 
 
+@pytest.mark.long
 def test_machine_without_faults(run_cli: RunCli) -> None:
     code, checks = results(run_cli, "--data", "synthetic", "--recipe", "student_alone+quickstart")
     assert code == 0, checks
@@ -102,6 +103,7 @@ def test_too_little_memory_is_a_fault(run_cli: RunCli, monkeypatch: pytest.Monke
     assert "--set train.accumulate=" in found["advice"]
 
 
+@pytest.mark.long
 def test_tight_memory_is_noted(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = check_machine.recipes.load("kd+two_cores", ["data.source=synthetic"]).recipe
     [need] = check_machine.memory_needs(recipe, torch.device("cpu")).values()

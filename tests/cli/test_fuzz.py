@@ -69,6 +69,7 @@ def test_any_composition_loads_or_is_refused(parts: Sequence[str], sets: list[st
     in_words(lambda: recipes.load("+".join(parts), sets))
 
 
+@pytest.mark.long
 @often
 @given(st.sampled_from([p.read_text() for p in shipped_paths()]), st.data())
 def test_any_damaged_recipe_loads_or_is_refused(text: str, data: st.DataObject) -> None:
@@ -78,6 +79,7 @@ def test_any_damaged_recipe_loads_or_is_refused(text: str, data: st.DataObject) 
     in_words(lambda: recipes.loads(text[:at] + between + text[until:], "damaged.toml"))
 
 
+@pytest.mark.long
 @often
 @given(st.text(max_size=300))
 def test_any_text_loads_or_is_refused(text: str) -> None:
@@ -99,6 +101,7 @@ def last(tmp_path: Path) -> Path:
     return tmp_path / "last"
 
 
+@pytest.mark.long
 @often
 @given(st.sampled_from(["state.pt", "progress.json"]), damages)
 def test_any_damage_to_a_checkpoint_is_noticed(
@@ -150,6 +153,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "set", CIFAR10)
 
 
+@pytest.mark.long
 @often
 @given(st.binary(max_size=400))
 def test_any_bytes_as_batch_load_or_are_refused(folder: Path, content: bytes) -> None:
@@ -157,6 +161,7 @@ def test_any_bytes_as_batch_load_or_are_refused(folder: Path, content: bytes) ->
     in_words(lambda: cifar.load(cifar.Batches(folder, CIFAR10), "train"))
 
 
+@pytest.mark.long
 @often
 @given(st.binary(max_size=400))
 def test_any_bytes_as_archive_are_refused(tmp_path: Path, content: bytes) -> None:

@@ -88,6 +88,7 @@ def test_weights_without_file_are_one_fault(run_cli: RunCli, tmp_path: Path) -> 
 THREE = "--mean and --std are three numbers each"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -150,6 +151,7 @@ def test_all_faults_of_an_import_are_listed(run_cli: RunCli, tmp_path: Path) -> 
     assert "--resume" not in refused.err
 
 
+@pytest.mark.long
 def test_other_number_of_classes_is_named(run_cli: RunCli, tmp_path: Path) -> None:
     torch.save(published("resnet20", 100).state_dict(), tmp_path / "a.pth")
     given = ["--weights", str(tmp_path / "a.pth"), *GIVEN, "--out", str(tmp_path / "out")]
@@ -163,6 +165,7 @@ def test_other_number_of_classes_is_named(run_cli: RunCli, tmp_path: Path) -> No
         assert ("type --network resnet20" in refused.err) == (network == "resnet32")
 
 
+@pytest.mark.long
 def test_normalisation_must_be_known(run_cli: RunCli, weights: Path, tmp_path: Path) -> None:
     given = ["--network", "resnet32", "--weights", str(weights), "--data", "synthetic"]
     refused = run_cli("import-teacher", *given, "--out", str(tmp_path / "teacher"))
@@ -174,6 +177,7 @@ def test_normalisation_must_be_known(run_cli: RunCli, weights: Path, tmp_path: P
     assert "type --network resnet20" in refused.err  # this fault is not hidden by the other one
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("title", "known"), [("CIFAR-10", None), ("CIFAR-100", "cifar100")])
 def test_published_images_are_known_at_a_path(
     run_cli: RunCli,

@@ -64,6 +64,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, fault: Excep
         cli.main()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_one_message() -> None:
     with open("/dev/full", "w") as full:

@@ -65,6 +65,7 @@ def test_old_runs_are_listed(monkeypatch, capsys) -> None:
     assert listed["student"]["top1_test"] == result(OLD_RUNS / "student")["metrics"]["top1/test"]
 
 
+@pytest.mark.long
 def test_an_old_run_is_evaluated_exported_and_reported(runs: Path, monkeypatch, capsys) -> None:
     run_command(monkeypatch, "evaluate", "runs/student", "--json")
     measured = json.loads(capsys.readouterr().out)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from distill.recipe import recipe_json_schema, recipes
 from tests.cli.command_line import RunCli
 
@@ -14,6 +16,7 @@ def test_a_recipe_is_printed_as_json(run_cli: RunCli) -> None:
     assert result.code == 0 and result.err == ""
 
 
+@pytest.mark.long
 def test_notes_do_not_disturb_json(run_cli: RunCli) -> None:
     result = run_cli("recipes", "kd", "--set", "mix.cutmix=false", "--json")
     assert json.loads(result.out)["loss"]["kd"]["temperature"] == 2.0

@@ -36,6 +36,7 @@ def test_evaluate_json_matches_the_run(run_cli: RunCli, distilled) -> None:
     assert values["top1"] == saved["metrics"]["top1/test"]
 
 
+@pytest.mark.long
 def test_evaluate_prints_accuracy_and_each_class(run_cli: RunCli, distilled) -> None:
     folder, _ = distilled
     result = run_cli("evaluate", folder.path)

@@ -10,6 +10,7 @@ import pytest
 from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, start_cli
 
 
+@pytest.mark.long
 def test_only_the_first_process_prints(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in (["recipes", "nothing"], ["distil"], ["recipes"]):
         monkeypatch.setenv("WORLD_SIZE", "2")
@@ -47,6 +48,7 @@ cli.main()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -70,6 +72,7 @@ def test_light_commands_import_no_torch(arguments: list[str], code: int) -> None
     assert "HEAVY [] SECONDS" in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_help_is_fast() -> None:
     seconds = []
     for _ in range(3):

@@ -171,6 +171,7 @@ def test_stopped_run_names_the_command_that_resumes(
     assert RunFolder(run).is_finished
 
 
+@pytest.mark.long
 def test_hangup_ignored_by_nohup_is_ignored(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_hangup_ignored_by_nohup_is_ignored(
     assert RunFolder(Path("runs/x")).is_finished
 
 
+@pytest.mark.long
 def test_note_names_a_replaced_network(run_cli: RunCli, pets: Path) -> None:
     Path("mine.toml").write_text("[student]\nwidth = 5\n[teacher]\nwiden = 2\n")
     result = run_cli("distill", *SMALL, "--recipe", "tiny+mine.toml", *ALONE, "--data", pets)
@@ -199,6 +201,7 @@ def test_note_names_a_replaced_network(run_cli: RunCli, pets: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_note_lists_keys_without_effect(run_cli: RunCli, pets: Path) -> None:
     idle = ["loss.hard.weight=0", "loss.hard.label_smoothing=0.1", "loss.kd.weight=0"]
     more = [*idle, "loss.mse={}", "train.validate_both=true", "loss.at=false"]
@@ -216,6 +219,7 @@ def test_note_lists_keys_without_effect(run_cli: RunCli, pets: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_diverged_run_fails_with_one_message(run_cli: RunCli, pets: Path) -> None:
     wild = ["--set", "optim.lr=1e30"]
     result = run_cli("distill", *SMALL, *ALONE, *wild, "--data", pets, "--out", "runs/x")

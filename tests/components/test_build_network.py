@@ -37,6 +37,7 @@ def test_edited_activation_is_refused(distilled: tuple[RunFolder, object], tmp_p
         load_trained(run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", ["wrn-16-32", "timm/vit_large_patch16_224"])
 def test_network_larger_than_its_weights_is_refused(copied: RunFolder, network: str) -> None:
     recipe = recipes.read(copied.recipe)

@@ -62,6 +62,7 @@ def test_two_writers_and_a_reader_never_meet() -> None:
             end(process)
 
 
+@pytest.mark.long
 def test_a_kill_while_writing_leaves_what_was_there() -> None:
     array_cache.save_cached(KEY, np.full(SHAPE, 7, np.float16))
     for milliseconds in range(0, 40, 8):

@@ -160,6 +160,7 @@ def test_a_set_smaller_than_a_batch_is_refused(images: ImageSet) -> None:
         loader(images, batch_size=101)
 
 
+@pytest.mark.long
 def test_cifar10_and_its_draws_take_quarter_gib() -> None:
     """GPU memory beside the networks: the set, the labels, one view with everything on."""
     n = 50_000

@@ -65,6 +65,7 @@ def test_torch_seed_depends_on_step_and_rank() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+@pytest.mark.long
 def test_a_choice_has_the_shares_of_its_weights() -> None:
     weights = [1.0, 2.0, 5.0]
     drawn = [rng.choice(3, view, Stream.TEACHER, weights) for view in range(4000)]

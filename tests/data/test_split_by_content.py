@@ -43,6 +43,7 @@ def test_parts_are_disjoint_exhaustive_balanced_and_ordered(images: ImageSet, sh
         assert digests == sorted(digests)
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(sets, shares, st.randoms(use_true_random=False))
 def test_file_order_does_not_change_the_sequence(images: ImageSet, share: float, random) -> None:

@@ -61,6 +61,7 @@ def copied(distilled, to: Path, **changes: object) -> RunFolder:
     return folder
 
 
+@pytest.mark.long
 def test_run_saves_predictions_of_held_out_images(distilled, saved) -> None:
     assert saved["val_logits"].shape == (HELD_OUT, 10)
     right = (saved["val_logits"].argmax(1) == saved["val_labels"]).mean()
@@ -74,6 +75,7 @@ def test_run_without_hold_out_saves_no_such_predictions(distilled, tmp_path) -> 
         assert set(file.files) == {"logits", "labels", "mistakes", "mistake_pixels"}
 
 
+@pytest.mark.long
 def test_figures_match_the_saved_predictions(measured, saved) -> None:
     logits, labels = (saved[name] for name in ("logits", "labels"))
     wanted = accuracy_and_calibration.headline_measures(logits, labels)
@@ -129,6 +131,7 @@ def forged(run: RunFolder, logits: np.ndarray) -> RunFolder:
     return run
 
 
+@pytest.mark.long
 def test_forged_predictions_are_refused(distilled, saved, tmp_path) -> None:
     """Once with another accuracy, once with other images right and the same accuracy."""
     logits, labels = saved["logits"], saved["labels"]
@@ -147,6 +150,7 @@ def test_forged_predictions_are_refused(distilled, saved, tmp_path) -> None:
         evaluate_run.evaluate_run(forged(copied(distilled, tmp_path / "b"), other))
 
 
+@pytest.mark.long
 def test_rounding_of_other_hardware_is_accepted(distilled, saved, tmp_path) -> None:
     logits = saved["logits"].copy()
     logits[:4] = logits[:4, ::-1]  # at most 4 of 2,000 images with another prediction
@@ -156,6 +160,7 @@ def test_rounding_of_other_hardware_is_accepted(distilled, saved, tmp_path) -> N
     assert np.allclose(fresh.logits, saved["logits"], atol=1e-5)
 
 
+@pytest.mark.long
 def test_run_without_hold_out_has_no_temperature(distilled, tmp_path) -> None:
     data = distilled[0].result()["data"] | {"val_images": 0}
     found = evaluate_run.evaluate_run(copied(distilled, tmp_path / "run", data=data))
@@ -307,6 +312,7 @@ def test_robustness_is_the_accuracy_on_corrupted_images(distilled) -> None:
     assert found["mean_error"] == pytest.approx(1 - np.mean(list(by_hand.values())))
 
 
+@pytest.mark.long
 def test_fewer_images_are_the_same_ones_corrupted_alike(distilled) -> None:
     test = load_data_set.load("synthetic", "test")
     chosen = robustness._random_indices(2000, 33)
@@ -374,6 +380,7 @@ def test_measurements_do_not_depend_on_each_other(
     assert together["robustness"] == alone["robustness"]
 
 
+@pytest.mark.long
 def test_processes_compare_test_split_and_run(
     distilled: tuple[RunFolder, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def test_json_has_null_for_number_in_tuple():
     }
 
 
+@pytest.mark.long
 def test_compare_prints_json_of_numbers_that_are_none(broken, distilled, run_cli: RunCli):
     result = run_cli("compare", distilled[0].path, broken.path, "--json")
     assert result.code == 0, result.err
@@ -72,6 +73,7 @@ def test_a_network_of_nan_leaves_no_file(command, broken, run_cli: RunCli):
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["images.npy"]
 
 
+@pytest.mark.long
 def test_evaluate_of_network_of_nan_is_one_message(broken, run_cli: RunCli):
     assert_refused(run_cli("evaluate", broken.path, "--json"), "returns no finite numbers")
 

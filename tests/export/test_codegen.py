@@ -171,6 +171,7 @@ def test_any_stem_is_written_as_it_is(kernel, norm, stride):
     )
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_pooled_design_is_written_as_it_is(data):

@@ -75,6 +75,7 @@ def test_the_terminal_gets_names_as_data(command, odd, run_cli: RunCli, tmp_path
             assert name in result.out, name
 
 
+@pytest.mark.long
 def test_the_screen_prints_every_name_as_data(capsys):
     screen = LiteralConsole()
     screen.print(class_counts(dict.fromkeys(NAMES, 1)))
@@ -110,6 +111,7 @@ def test_a_terminal_of_ascii_alone_gets_everything(odd, tmp_path):
         assert ended.stdout.isascii() and b"Traceback" not in ended.stderr
 
 
+@pytest.mark.long
 def test_class_folders_of_any_name_are_trained_on(odd, run_cli: RunCli):
     assert odd.result()["class_names"] == sorted(ODD)
     result = run_cli("data", "info", odd.path.parents[1] / "pets")

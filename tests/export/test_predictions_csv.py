@@ -54,6 +54,7 @@ def predict(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return ended.value.code
 
 
+@pytest.mark.long
 def test_pieces_have_the_predictions_of_all(
     distilled: Distilled, kaggle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def rows(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@pytest.mark.long
 def test_csv_has_the_runs_predictions(
     distilled: Distilled,
     kaggle: Path,
@@ -99,6 +101,7 @@ def test_csv_has_the_runs_predictions(
     assert [path.name for path in out.parent.iterdir()] == ["p.csv"]
 
 
+@pytest.mark.long
 def test_probabilities_have_a_column_a_class(
     distilled: Distilled,
     kaggle: Path,
@@ -152,6 +155,7 @@ def numbered(folder: RunFolder, place: Path) -> list[str]:
     return list(result["class_names"])
 
 
+@pytest.mark.long
 def test_numbers_in_text_order_are_named(
     distilled: Distilled,
     kaggle: Path,

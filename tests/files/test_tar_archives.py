@@ -114,6 +114,7 @@ def test_gigabytes_of_zeros_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
             names(path)
 
 
+@pytest.mark.long
 def test_member_out_of_proportion_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_members_out_of_proportion_are_counted_together(
         [archive.read() for _ in archive]
 
 
+@pytest.mark.long
 def test_unrequested_member_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "more").write_bytes(bytes(64 * MB))

@@ -106,6 +106,7 @@ def bomb(path: Path, name: str, n_bytes: int) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_bomb_is_refused_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted_arrays, "LARGEST", 32 * MB)
     path = bomb(tmp_path / "a.npz", "data", 64 * MB)

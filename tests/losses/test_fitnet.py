@@ -118,6 +118,7 @@ def test_released_layout_is_repdistillers(student, teacher, kind, kernel) -> Non
     assert term(given).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.long
 def test_released_layout_has_right_gradients() -> None:
     term = released((4, 6, 6), (3, 3, 3))
     given = hints((4, 6, 6), (3, 3, 3))

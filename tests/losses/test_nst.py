@@ -35,6 +35,7 @@ def test_equals_the_mmd_written_out(tap: str) -> None:
     assert NST(tap, tap)(given).item() == pytest.approx(total / B, rel=1e-9)
 
 
+@pytest.mark.long
 def test_the_gradient_on_many_pixels() -> None:
     given, term = loss_inputs(batch=2), NST(MANY_PIXELS, MANY_PIXELS)
     maps = given.student_taps[MANY_PIXELS].clone().requires_grad_()

@@ -14,6 +14,7 @@ from distill.losses.objective import LossInputs, LossSchedule, LossTerm, Objecti
 INPUTS = LossInputs(torch.randn(4, 10), torch.eye(10)[:4], torch.randn(4, 10))
 
 
+@pytest.mark.long
 @given(st.floats(0, 10), st.floats(0, 10))
 def test_total_is_the_weighted_sum(hard: float, kd: float) -> None:
     objective = Objective({"hard": LossTerm(hard, Hard()), "kd": LossTerm(kd, KD())})
@@ -53,6 +54,7 @@ def test_inactive_term_is_neither_computed_nor_logged() -> None:
     assert torch.isclose(later[TOTAL], later["hard"] + 2 * later["kd"])
 
 
+@pytest.mark.long
 @given(st.floats(0, 0.999), st.floats(0.1, 9), st.floats(0, 0.4), st.floats(0, 3))
 def test_total_sums_weight_times_factor_times_term(
     progress: float, weight: float, warmup: float, fade_to: float

@@ -63,6 +63,7 @@ def test_equals_the_sums_written_out() -> None:
     assert term(given).item() == pytest.approx(total, rel=1e-9)
 
 
+@pytest.mark.long
 def test_approaches_exact_optimal_transport() -> None:
     given, n = loss_inputs(batch=1), C
     a, b = given.student.softmax(-1), given.teacher.softmax(-1)

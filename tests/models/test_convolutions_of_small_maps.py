@@ -53,6 +53,7 @@ def test_outputs_and_gradients_equal_the_convolution_in_float64(
         assert (ours - true).norm() <= 1e-6 * true.norm()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [2, 4])
 def test_autocast_computes_in_bfloat16(size: int) -> None:
     torch.manual_seed(0)
@@ -141,6 +142,7 @@ def test_network_on_cpu_gives_same_logits() -> None:
         torch.testing.assert_close(network(images), plain(images))
 
 
+@pytest.mark.long
 def test_batch_norms_behind_it_are_folded_into_it() -> None:
     moved = to_device(pooled().eval(), CPU)
     with torch.no_grad():

@@ -56,6 +56,7 @@ BEYOND = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", HANGING)
 def test_large_setting_does_not_kill_the_process(setting: str) -> None:
     code = f"from distill.recipe import recipes as recipe\nrecipe.load({RECIPE!r}, [{setting!r}])"
@@ -193,6 +194,7 @@ def test_characters_of_all_files_are_bounded(tmp_path: Path) -> None:
     assert "a.toml is composed of files with more than 100,000 characters in all" in fault
 
 
+@pytest.mark.long
 def test_number_of_listed_faults_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("".join(f"a{i} = 1\n" for i in range(5000)))

@@ -297,6 +297,7 @@ def test_unreadable_part_neither_hides_nor_adds_faults(write: Write) -> None:
     ]
 
 
+@pytest.mark.long
 def test_ingredients_of_different_tables_commute() -> None:
     parts = ("mixup", "cutmix", "label_smoothing", "ema")
     orders = list(itertools.permutations(parts))

@@ -211,6 +211,7 @@ def test_function_matching_with_ricap_suggests_valid_shares() -> None:
     assert [way.prob for way in mix.ways().values()] == [0.25, 0.25, 0.5]
 
 
+@pytest.mark.long
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
 @example([0.5, 0.5 + 2**-51, 0.0])  # what is left is 0.5 to sixteen digits
 def test_suggested_shares_are_valid_as_typed(shares: list[float]) -> None:
@@ -308,6 +309,7 @@ def test_milestones_need_a_number_of_epochs() -> None:
     ]
 
 
+@pytest.mark.long
 @given(st.integers(2, 400))
 def test_suggested_milestones_are_accepted(epochs: int) -> None:
     """The shares 150, 180 and 210 of 240, without repetitions."""

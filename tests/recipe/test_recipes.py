@@ -256,6 +256,7 @@ def test_resolution_is_one_line_or_absent() -> None:
     ]
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lr=st.floats(min_value=1e-12, max_value=1e6),
@@ -457,6 +458,7 @@ def test_a_recipe_cannot_be_changed() -> None:
         load("tiny").recipe.optim.lr = 1.0
 
 
+@pytest.mark.long
 def test_reading_recipes_needs_no_torch() -> None:
     code = (
         "import sys; from distill.recipe.count_networks import count_networks\n"
@@ -520,6 +522,7 @@ def test_changed_values_leave_out_defaults() -> None:
         assert key in known or text in ("absent", compare_recipes.DEFAULTS), key
 
 
+@pytest.mark.long
 def test_changed_values_and_defaults_are_the_whole_recipe() -> None:
     for name, path, _ in recipes.shipped():
         if path.parent.name == "ingredients":

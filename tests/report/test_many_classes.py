@@ -39,6 +39,7 @@ def blocks() -> dict[str, Any]:
     return named | {f"{b.grid.name} table": b for b in every if isinstance(b, Table)}
 
 
+@pytest.mark.long
 def test_best_and_worst_classes_are_drawn(blocks: dict[str, Any]) -> None:
     labels = [text.get_text() for text in blocks["classes"].figure.axes[0].get_yticklabels()]
     worst, best = labels[:EXTREMES], labels[EXTREMES:]

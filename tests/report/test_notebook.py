@@ -71,6 +71,7 @@ def test_notebook_is_executed_and_runs_again_in_jupyter(run: RunFolder, run_cli:
     assert_refused(again, "notebook.ipynb exists, and may have been edited", lines=2)
 
 
+@pytest.mark.long
 def test_notebook_is_of_one_finished_student(
     run: RunFolder, teacher: Path, run_cli: RunCli
 ) -> None:
@@ -101,6 +102,7 @@ def test_hostile_names_are_text_in_a_valid_notebook() -> None:
     assert values["curves"]["error"]["held-out"] == [[1.0, 2.0], [0.6, 0.6]]
 
 
+@pytest.mark.long
 def test_cells_share_names_and_leave_their_output(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("beside")
     cells = {
@@ -112,6 +114,7 @@ def test_cells_share_names_and_leave_their_output(tmp_path: Path) -> None:
     assert outputs["second"].text == "besidebeside\n" and len(outputs["second"].pngs) == 1
 
 
+@pytest.mark.long
 def test_failing_cell_is_named(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"'second' of the notebook fails, exit code 1: Value.*: no"):
         execute({"first": "x = 1", "second": "raise ValueError('no')"}, tmp_path)

@@ -23,6 +23,7 @@ def test_label_is_to_the_right_if_it_fits() -> None:
     assert place_labels([(0.0, 0.0), (100.0, 0.0)]) == [(CLEAR, 0), (CLEAR, 0)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["/proc/none/plot.svg", "file/plot.svg"])
 def test_plot_that_cannot_be_written_is_one_message(place, tmp_path, run_cli: RunCli):
     Path("file").touch()
@@ -33,6 +34,7 @@ def test_plot_that_cannot_be_written_is_one_message(place, tmp_path, run_cli: Ru
     )
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_message(tmp_path, monkeypatch, run_cli: RunCli):
     def full(*_):
         raise OSError(28, "No space left on device")

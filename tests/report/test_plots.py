@@ -61,6 +61,7 @@ def test_the_same_figure_is_the_same_bytes() -> None:
         assert leave(curve()) == leave(curve())
 
 
+@pytest.mark.long
 def test_pdf_fits_column_without_date() -> None:
     content = figure_style.pdf(curve())
     box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", content)
@@ -131,6 +132,7 @@ def test_seeds_are_points_and_their_mean_a_bar() -> None:
     assert drawn == [[0.6, 0.9], [0.75, 0.75], [0.7, 0.8]]
 
 
+@pytest.mark.long
 def test_settings_files_of_matplotlib_are_not_read(tmp_path: Path) -> None:
     """One in the working folder may be a pipe; the user's own may run LaTeX."""
     os.mkfifo(tmp_path / "matplotlibrc")

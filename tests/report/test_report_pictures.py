@@ -21,12 +21,14 @@ def one(tmp_path: Path) -> Path:
     return tmp_path / "one.html"
 
 
+@pytest.mark.long
 def test_published_images_are_refused(one: Path, tmp_path: Path) -> None:
     one.write_text(one.read_text() + next(iter(GENUINE)))
     with pytest.raises(UserError, match="shows images of CIFAR-10, which may not be committed"):
         report_pictures.draw(MISTAKES, one, tmp_path / "a.png")
 
 
+@pytest.mark.long
 def test_missing_report_and_browser_are_reported(
     one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def test_only_reports_are_replaced(written: Path, tmp_path: Path) -> None:
         run_report.report_path([run], own)
 
 
+@pytest.mark.long
 def test_report_of_a_real_run_is_complete(written: Path) -> None:
     known, text = read(RunFolder(written.parent)), Reader(written.read_text()).text
     top1 = known.test_metric("top1")
@@ -129,6 +130,7 @@ def test_figures_and_tables_lie_beside_it(written: Path) -> None:
     assert text[0] == "layer,kind,output channels,output height,output width,parameters"
 
 
+@pytest.mark.long
 def test_numbers_in_csv_are_plain_numbers() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
     other = record("alone", 12, *ALONE)
@@ -160,6 +162,7 @@ def test_numbers_in_csv_are_plain_numbers() -> None:
     } <= checked
 
 
+@pytest.mark.long
 def test_main_measures_have_units_in_csv() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, with_teacher=True))
     blocks = run_report.page(known, LAYERS).sections[1].blocks
@@ -204,6 +207,7 @@ def test_every_drawing_is_sound_markup(written: Path) -> None:
         ElementTree.fromstring(drawing)
 
 
+@pytest.mark.long
 def test_whatever_came_from_outside_is_text(hostile_page: Reader) -> None:
     tags = hostile_page.tags
     assert "script" not in {tag for tag, _ in tags}
@@ -224,6 +228,7 @@ def test_whatever_came_from_outside_is_text(hostile_page: Reader) -> None:
     assert hostile_page.text.count(SCRIPT) > 8
 
 
+@pytest.mark.long
 def test_several_runs_with_hostile_names_are_text_too() -> None:
     other = replace(hostile(), recipe=record("a", 3, "student.width=8").recipe)
     read_back = Reader(page.html(comparison.page([hostile(), other])))
@@ -242,6 +247,7 @@ def test_mistakes_have_label_opinions_and_pixels() -> None:
     assert "teacher c " in text
 
 
+@pytest.mark.long
 def test_teacher_has_its_split_and_test_accuracy() -> None:
     known = replace(record("kd", 18), predictions=predictions(18, with_teacher=True))
     teacher = known.result["teacher"] | {"top1": 0.3}
@@ -257,6 +263,7 @@ def test_paths_in_tables_break_after_slashes() -> None:
     assert "recipes/<wbr>ingredients/<wbr>two_cores_&amp;_more.toml" in text
 
 
+@pytest.mark.long
 def test_password_in_source_of_data_is_hidden() -> None:
     known = record("kd", 15)
     source = "https://user:hunter2@example.org/images"
@@ -266,6 +273,7 @@ def test_password_in_source_of_data_is_hidden() -> None:
     assert "https://***:***@example.org/images" in text and "hunter2" not in text
 
 
+@pytest.mark.long
 def test_held_out_logits_give_a_temperature() -> None:
     known = replace(record("kd", 15), predictions=predictions(15, held_out=True))
     text = shown(known).text
@@ -320,6 +328,7 @@ def test_missing_parts_are_explained(known: RunRecord, message: str) -> None:
     assert message in words(run_report.page(known, LAYERS))
 
 
+@pytest.mark.long
 def test_unknown_network_is_reported() -> None:
     assert "The network is unknown" in words(run_report.page(record("a", 9), []))
 
@@ -330,6 +339,7 @@ def recipe_grid(known: RunRecord) -> list[list[str]]:
     return grid.cells
 
 
+@pytest.mark.long
 def test_recipe_table_leaves_out_defaults() -> None:
     known = record("a", 15, "optim.lr=0.25", "loss.kd.temperature=5", "ema.decay=0.999")
     rows = dict(row[:2] for row in recipe_grid(known))
@@ -340,6 +350,7 @@ def test_recipe_table_leaves_out_defaults() -> None:
     )
 
 
+@pytest.mark.long
 def test_recipe_table_says_what_set_a_key() -> None:
     origins = {"optim.lr": "--set", "ema.decay": "recipes/kd.toml", "ema.warmup": "default"}
     known = record("a", 15, "optim.lr=0.25", "ema.decay=0.999")
@@ -353,6 +364,7 @@ def test_recipe_table_says_what_set_a_key() -> None:
     assert rows["train.epochs"] == "–"
 
 
+@pytest.mark.long
 def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
     known = record("a", 15)
     about = known.recipe.about.model_copy(update={"measured_accuracy": 71.46, "seeds": 3})
@@ -361,6 +373,7 @@ def test_a_measured_accuracy_of_the_recipe_is_shown() -> None:
     assert "71.46" in text and "measured_accuracy" in text
 
 
+@pytest.mark.long
 def test_unfinished_run_is_reported_partly(written: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
@@ -398,6 +411,7 @@ def test_report_is_page_or_in_folder(tmp_path: Path) -> None:
         run_report.report_path([RunFolder(tmp_path)], tmp_path / "x.htm")
 
 
+@pytest.mark.long
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file")
     made = replace(run_report.page(record("a", 9), LAYERS), sections=[])
@@ -454,6 +468,7 @@ def test_a_run_whose_average_alone_was_measured(finished: bool) -> None:
     assert error.name == "error" and names == ["held-out, averaged"]
 
 
+@pytest.mark.long
 def test_run_without_hold_out_is_explained() -> None:
     known = averaged_alone(record("a", 9))
     losses = [
@@ -474,6 +489,7 @@ def test_old_command_is_shown_without_password():
     assert "s3cret" not in text and "postgresql://u:***@h/d?sslpassword=***" in text
 
 
+@pytest.mark.long
 def test_commands_train_the_run_from_the_beginning() -> None:
     known = record("a b", 15, "optim.lr=0.25", "teacher.runs=['runs/t']")
     teacher = {"runs": ["runs/t"], "fingerprint": "ab", "top1": None}

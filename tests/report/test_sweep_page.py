@@ -71,6 +71,7 @@ def of_trials(n: int) -> dict[str, Any]:
     return SUMMARY | {"counts": {"complete": n}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [1, 8, 49])
 def test_importance_of_few_trials_is_warned_of(n: int) -> None:
     """On the terminal and in the page, by the same words."""
@@ -187,6 +188,7 @@ def test_figures_stay_as_narrow_as_a_column() -> None:
 # In the page
 
 
+@pytest.mark.long
 def test_missing_importance_has_no_section() -> None:
     assert "Importance" in html(page(SUMMARY))
     assert "Importance" not in html(page(SUMMARY | {"importance": {}}))
@@ -201,6 +203,7 @@ def test_head_shows_the_best() -> None:
     ]
 
 
+@pytest.mark.long
 def test_trials_are_ranked_and_the_best_is_marked() -> None:
     trials = page(SUMMARY).sections[-1].blocks[0]
     assert isinstance(trials, Table) and trials.marked == 0
@@ -215,6 +218,7 @@ def test_trials_are_ranked_and_the_best_is_marked() -> None:
     assert html(page(SUMMARY)).count('<tr class="marked">') == 1
 
 
+@pytest.mark.long
 def test_page_is_self_contained_and_reproducible() -> None:
     text = html(page(SUMMARY))
     assert "mine &lt;1&gt;" in text and "a &lt;b&gt; &amp; c" in text

@@ -129,6 +129,7 @@ def test_a_difference_that_is_not(tmp_path: Path) -> None:
     assert it.says.startswith("No difference is shown: with these 400 images B − A may be anything")
 
 
+@pytest.mark.long
 def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A)
     again = finished(tmp_path / "b", ANSWERS_A, weights="a")
@@ -141,6 +142,7 @@ def test_the_same_weights_and_other_images(tmp_path: Path) -> None:
     assert sentence.endswith("Their training images differ; their test images are the same.")
 
 
+@pytest.mark.long
 def test_results_of_earlier_version_are_compared_with_note(tmp_path: Path) -> None:
     a = finished(tmp_path / "a", ANSWERS_A)
     b = finished(tmp_path / "b", ANSWERS_B, data={"fingerprint": "f00d"})
@@ -228,6 +230,7 @@ def test_lost_files_are_named(tmp_path: Path) -> None:
         compare(a.path, b.path)
 
 
+@pytest.mark.long
 def test_json_has_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_what_became_of_the_others(tmp_path: Path) -> None:
     assert (tmp_path / "group" / "killed" / "running.json").exists(), "who only looks takes nothing"
 
 
+@pytest.mark.long
 def test_who_trains_now_is_seen_and_not_disturbed(tmp_path: Path) -> None:
     begun(tmp_path / "run", steps=7, saved=6)
     child = holding(tmp_path / "run")
@@ -310,6 +311,7 @@ def trial(path: Path, top1: float) -> RunFolder:
     return finished(path, metrics={"top1/val": top1}, is_tested=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", ["sweep-lr", "search-kd/rung-1"])
 def test_of_trials_the_best_is_shown(tmp_path: Path, group: str) -> None:
     for number, top1 in enumerate((0.3, 0.7, 0.5)):

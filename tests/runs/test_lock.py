@@ -34,6 +34,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.long
 def test_second_is_refused_naming_the_first(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     try:
@@ -49,6 +50,7 @@ def test_second_is_refused_naming_the_first(tmp_path: Path) -> None:
     assert second == "Wait for it or stop it there, or choose another --out."
 
 
+@pytest.mark.long
 def test_killed_process_leaves_a_name_without_lock(tmp_path: Path) -> None:
     child = holding(tmp_path / "run")
     child.send_signal(signal.SIGKILL)

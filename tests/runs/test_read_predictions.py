@@ -141,6 +141,7 @@ def test_arrays_that_do_not_fit_are_refused(
         read_if_present(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "shape", "n_images", "fault"),
     [
@@ -185,6 +186,7 @@ def test_sides_of_mistakes_are_those_of_images() -> None:
     assert read_predictions.LARGEST_SIDE == image_set.LARGEST_SIDE
 
 
+@pytest.mark.long
 def test_measures_need_little_memory_for_many_images() -> None:
     logits, labels = np.zeros((1_000_000, 10), np.float16), np.zeros(1_000_000, np.uint8)
     logits[500_000:, 1] = 1

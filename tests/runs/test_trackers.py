@@ -75,6 +75,7 @@ def expected_scalars(journal: list[Event]) -> Scalars:
     return found
 
 
+@pytest.mark.long
 def test_tensorboard_matches_journal_after_resuming(tmp_path: Path) -> None:
     data = write_pets(tmp_path / "pets")
     folder = train(tmp_path / "run", data, until=5)

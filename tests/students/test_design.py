@@ -295,6 +295,7 @@ SPECS = st.integers(1, 3).flatmap(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(spec=SPECS, max_params=st.integers(0, 3_000))
 def test_widest_misses_no_wider_legal_width(spec, max_params):

@@ -56,6 +56,7 @@ def test_largest_entry_of_first_filters_is_positive() -> None:
     assert (first.gather(1, first.abs().argmax(1, keepdim=True)) > 0).all()
 
 
+@pytest.mark.long
 def test_filters_do_not_depend_on_threads_or_order() -> None:
     images, std, threads = pictures(300), torch.tensor(STD), torch.get_num_threads()
     found = []

@@ -56,6 +56,7 @@ def trials(tmp_path: Path) -> Iterator[Trials]:
     yield opened(tmp_path)
 
 
+@pytest.mark.long
 def test_every_requested_trial_is_claimed_once(trials: Trials) -> None:
     taken = [trials.claim(f"worker {n % 2}") for n in range(6)]
     assert [each.number for each in taken if each] == [0, 1, 2, 3, 4, 5]
@@ -79,6 +80,7 @@ def test_concurrent_workers_claim_distinct_trials(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(12))
 
 
+@pytest.mark.long
 def test_grid_goes_round_and_rest_is_drawn(trials: Trials) -> None:
     found = []
     while taken := trials.claim("w"):
@@ -89,6 +91,7 @@ def test_grid_goes_round_and_rest_is_drawn(trials: Trials) -> None:
     assert all(0.01 <= rate <= 0.5 for rate in rates)
 
 
+@pytest.mark.long
 def test_trial_values_do_not_depend_on_worker(tmp_path: Path) -> None:
     """Two workers of one seed do not draw the same values; two sweeps of one seed do."""
     a, b = opened(tmp_path / "a"), opened(tmp_path / "b")
@@ -143,6 +146,7 @@ def test_killed_trial_is_repeated_with_its_values(trials: Trials) -> None:
     assert drawn(third, trials) == values
 
 
+@pytest.mark.long
 def test_trial_added_concurrently_is_not_a_duplicate(trials: Trials) -> None:
     """It has no values: the successor of the one that was tried must have that one's."""
     trials._add_attempts()
@@ -162,6 +166,7 @@ def test_trial_added_concurrently_is_not_a_duplicate(trials: Trials) -> None:
     assert drawn(again, trials) == values
 
 
+@pytest.mark.long
 def test_a_row_that_ended_meanwhile_is_not_taken(trials: Trials) -> None:
     trials._add_attempts()
     row = trials.storage.id_of(trials.study, trials.counted_attempts()[0])
@@ -169,6 +174,7 @@ def test_a_row_that_ended_meanwhile_is_not_taken(trials: Trials) -> None:
     assert not trials.storage.take(row)
 
 
+@pytest.mark.long
 def test_resumed_trial_stays_on_its_rungs(
     tmp_path: Path,
 ) -> None:
@@ -195,6 +201,7 @@ def test_longest_trial_is_known_where_table_sets_epochs() -> None:
     assert pruner._max_resource == 27
 
 
+@pytest.mark.long
 def test_worker_presumed_dead_loses_its_trial(trials: Trials) -> None:
     mine = trials.claim("slow")
     assert mine is not None
@@ -247,6 +254,7 @@ def _die_with_a_trial(place: Path) -> None:
         os._exit(9)
 
 
+@pytest.mark.long
 def test_dead_worker_elsewhere_is_recognized_by_silence(trials: Trials) -> None:
     mine = trials.claim("far away")
     assert mine is not None
@@ -258,6 +266,7 @@ def test_dead_worker_elsewhere_is_recognized_by_silence(trials: Trials) -> None:
     assert 0 not in trials.counted_attempts()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
@@ -281,6 +290,7 @@ def test_running_trial_without_heartbeat_fails(trials: Trials, change: str) -> N
     assert 0 not in trials.counted_attempts()
 
 
+@pytest.mark.long
 def test_running_trial_without_a_heartbeat_is_noted(trials: Trials) -> None:
     claimed = [trials.claim("unknown") for _ in range(6)]
     assert all(claimed)
@@ -300,6 +310,7 @@ def test_running_trial_without_a_heartbeat_is_noted(trials: Trials) -> None:
     ]
 
 
+@pytest.mark.long
 def test_who_lives_is_heard_of(trials: Trials) -> None:
     mine = trials.claim("w")
     assert mine is not None
@@ -314,6 +325,7 @@ def test_who_lives_is_heard_of(trials: Trials) -> None:
     assert trials.counted_attempts()[0].state == TrialState.RUNNING
 
 
+@pytest.mark.long
 def test_folder_in_use_is_not_claimed(trials: Trials) -> None:
     with lock.lock_run_folder(trials.folder(0).path):
         taken = trials.claim("w")
@@ -321,6 +333,7 @@ def test_folder_in_use_is_not_claimed(trials: Trials) -> None:
     assert taken.number == 1
 
 
+@pytest.mark.long
 def test_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
     with trials.working("w"):
         assert trials.claim("w")
@@ -328,6 +341,7 @@ def test_clean_end_gives_back_and_leaves_no_lock(trials: Trials) -> None:
     assert 0 not in trials.counted_attempts()
 
 
+@pytest.mark.long
 def test_only_trial_count_may_change_later(trials: Trials) -> None:
     more = opened(trials.parent, study=VALUES["study"] | {"trials": 8})
     assert more.n_open() == 8
@@ -340,6 +354,7 @@ def test_only_trial_count_may_change_later(trials: Trials) -> None:
         opened(trials.parent, space={"optim.lr": {"log": [0.02, 0.5]}})
 
 
+@pytest.mark.long
 def test_old_sweep_continues_with_new_keys_default(trials: Trials) -> None:
     lines = trials.study.user_attrs["definition"].splitlines()
     added = {
@@ -376,6 +391,7 @@ def test_other_images_or_teachers_do_not_continue_sweep(tmp_path: Path) -> None:
             reopened(tmp_path, **{name: "new"})
 
 
+@pytest.mark.long
 def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
     assert reopened(trials.parent).n_open() == 6
     assert opened(trials.parent).n_open() == 6  # who has read no images compares the rest
@@ -383,6 +399,7 @@ def test_a_sweep_from_before_fingerprints_takes_today_s(trials: Trials) -> None:
         reopened(trials.parent, data="new")
 
 
+@pytest.mark.long
 def test_a_trial_of_other_images_has_no_value(tmp_path: Path) -> None:
     trials = reopened(tmp_path)
 
@@ -438,6 +455,7 @@ def test_each_way_a_trial_may_end(tmp_path: Path) -> None:
     assert printed[-1].startswith("trial 7 is infeasible: train.batch_size = 4096")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_reported", [False, True])
 def test_full_memory_ends_worker_then_trial(tmp_path: Path, is_reported: bool) -> None:
     """Another process may have used it the first time; a trial that finished an epoch fits."""
@@ -459,6 +477,7 @@ def test_full_memory_ends_worker_then_trial(tmp_path: Path, is_reported: bool) -
     assert summary(trials)["counts"]["infeasible"] == 1
 
 
+@pytest.mark.long
 def test_fewer_trials_later_drop_none(trials: Trials) -> None:
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         write_json(folder.result_file, {"metrics": {"top1/val": int(folder.path.name[-1]) / 10}})
@@ -470,6 +489,7 @@ def test_fewer_trials_later_drop_none(trials: Trials) -> None:
     assert (report["asked"], report["best"]["trial"]) == (6, 5)
 
 
+@pytest.mark.long
 def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
     """Widths from 2 to 12, of which those of fewer parameters than the constraint's are trained."""
     trials = opened(
@@ -494,6 +514,7 @@ def test_values_that_cannot_be_trained_are_drawn_again(tmp_path: Path) -> None:
     assert (tmp_path / "best.toml").exists()
 
 
+@pytest.mark.long
 def test_space_without_trainable_values_ends(tmp_path: Path) -> None:
     trials = opened(
         tmp_path,
@@ -507,6 +528,7 @@ def test_space_without_trainable_values_ends(tmp_path: Path) -> None:
     assert "too many for fewer than 500" in report["trials"][0]["why"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["median", "hyperband"])
 def test_no_trial_is_pruned_during_warm_up(tmp_path: Path, kind: str) -> None:
     """The second of four epochs is the first after which a trial may be."""
@@ -531,6 +553,7 @@ def test_no_trial_is_pruned_during_warm_up(tmp_path: Path, kind: str) -> None:
     assert min(ends.values()) == 2
 
 
+@pytest.mark.long
 def test_what_a_run_raises_gives_its_trial_back(trials: Trials) -> None:
     def train(resolved: ResolvedRecipe, folder: RunFolder, read: sweep_worker.Reader) -> None:
         raise OSError(28, "No space left on device")
@@ -636,6 +659,7 @@ def test_folder_of_sweep_itself_may_be_link(tmp_path: Path) -> None:
     assert opened(tmp_path / "sweep").n_open() == 6
 
 
+@pytest.mark.long
 def test_lock_that_is_never_released_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a worker that was stopped, not ended."""
     monkeypatch.setattr("distill.sweep.storage.BUSY_S", 0.2)

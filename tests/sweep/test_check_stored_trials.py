@@ -246,6 +246,7 @@ def go_on(place: Path) -> dict[str, Any]:
     return summary(trials)
 
 
+@pytest.mark.long
 def test_unchanged_storage_is_continued(finished: Path) -> None:
     assert go_on(finished)["counts"]["complete"] == 3
 

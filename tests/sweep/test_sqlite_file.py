@@ -48,6 +48,7 @@ def write_super_journal(database: Path, name: bytes) -> None:
     database.with_name("sweep.db-journal").write_bytes(journal)
 
 
+@pytest.mark.long
 def test_journal_that_names_another_file_is_refused(sweep: Path, mine: Path) -> None:
     """SQLite deletes the file that a journal names as its super-journal."""
     write_super_journal(sweep / "sweep.db", str(mine).encode())
@@ -56,6 +57,7 @@ def test_journal_that_names_another_file_is_refused(sweep: Path, mine: Path) -> 
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.long
 def test_journal_of_a_killed_worker_is_rolled_back(sweep: Path, tmp_path: Path) -> None:
     """The copy is what a worker leaves that is killed in the middle of a transaction."""
     insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)"
@@ -99,6 +101,7 @@ def test_write_ahead_log_is_refused(sweep: Path, suffix: str) -> None:
         open_storage(sweep)
 
 
+@pytest.mark.long
 def test_database_with_a_write_ahead_log_is_refused(sweep: Path) -> None:
     rows = sqlite3.connect(sweep / "sweep.db")
     rows.execute("PRAGMA journal_mode = WAL")
@@ -116,6 +119,7 @@ def test_linked_lock_is_named_and_its_target_unchanged(sweep: Path, mine: Path) 
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["hard link", "pipe"])
 def test_lock_that_is_no_file_of_its_own(sweep: Path, mine: Path, kind: str) -> None:
     lock = sweep / "sweep.db.lock"
@@ -148,6 +152,7 @@ def test_messages_show_any_folder_name_whole(tmp_path: Path) -> None:
         raise StorageInternalError(f"no access to {path}")
 
 
+@pytest.mark.long
 def test_lock_is_beside_database_that_url_names(tmp_path: Path) -> None:
     Storage(f"sqlite:///{tmp_path}/a.db?timeout=7", 1)
     assert {path.name for path in tmp_path.iterdir()} <= {"a.db", "a.db.lock"}
@@ -160,6 +165,7 @@ def test_storage_that_is_uri_file_name_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_number_of_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_file, "MOST_ROWS", 50_000)
     insert = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, '1')"
@@ -169,6 +175,7 @@ def test_number_of_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatch)
         open_storage(sweep)
 
 
+@pytest.mark.long
 def test_text_of_all_rows_is_limited(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each value is small enough; optuna would hold all of them in memory."""
     monkeypatch.setattr(sqlite_file, "MOST_TEXT", 64 << 20)

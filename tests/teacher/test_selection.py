@@ -22,6 +22,7 @@ def search(place: Path) -> None:
     selection.resolve_teachers(recipe, images, split_images(recipe, images), None, [place], "tiny")
 
 
+@pytest.mark.long
 def test_other_holdout_of_a_candidate_is_named(tmp_path: Path) -> None:
     path = tmp_path / "teacher"
     train(path, "loss.kd=false", "loss.hard.weight=1.0", "data.holdout=0.04", role="teacher")

@@ -108,6 +108,7 @@ def test_teacher_computes_only_what_is_needed(needs, mixed, plain) -> None:
         assert output.unmixed.lam.flatten().tolist() == [0.75, 0.75]
 
 
+@pytest.mark.long
 def test_teacher_without_active_terms_is_not_run(teacher: Path) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", "loss.kd.when.end=0.35", "train.epochs=1")
     calls = []
@@ -119,6 +120,7 @@ def test_teacher_without_active_terms_is_not_run(teacher: Path) -> None:
     assert [set(each) == {"hard", TOTAL} for each in losses] == [False] * 4 + [True] * 2
 
 
+@pytest.mark.long
 def test_parameters_of_terms_are_trained_and_saved(teacher: Path, tmp_path: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.vid.weight=1", "optim.clip=0.001"]
     run = prepared(*sets, "optim.name=momentum", "optim.momentum=0.0", "optim.weight_decay=0.0")
@@ -156,6 +158,7 @@ def test_a_term_s_own_state_is_resumed(teacher: Path, tmp_path: Path) -> None:
     assert again.weights("student").read_bytes() == whole.weights("student").read_bytes()
 
 
+@pytest.mark.long
 def test_simkd_reuses_teachers_classifier_unchanged(teacher: Path) -> None:
     sets = [f"teacher.runs=['{teacher}']", THREE, "loss.kd=false", "loss.simkd.weight=1"]
     run = prepared(*sets, "student.projector_width=64", "ema.decay=0.5")
@@ -189,6 +192,7 @@ def test_a_projector_counts_against_the_budget() -> None:
     assert sum(p.numel() for p in net.parameters()) == count_networks("simkd")["parameters"]
 
 
+@pytest.mark.long
 def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) -> None:
     other = shutil.copytree(teacher, tmp_path / "other")
     two = f"teacher.runs=['{teacher}', '{other}']"
@@ -229,6 +233,7 @@ def test_a_student_may_teach_the_next(teacher: Path, tmp_path: Path) -> None:
     assert isinstance(frozen.net, nn.Module) and not frozen.net.training
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.filterwarnings("ignore")
 def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:

@@ -49,6 +49,7 @@ def test_trial_forward_preserves_batch_norms():
     assert all(count == 0 for count in counts)
 
 
+@pytest.mark.long
 def test_network_failing_on_small_images_is_refused():
     with pytest.raises(
         UserError,

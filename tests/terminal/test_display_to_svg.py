@@ -114,6 +114,7 @@ def test_the_command_draws_a_run_folder(tmp_path: Path) -> None:
     assert "python cli.py distill --recipe student_alone" in text_of(tmp_path / "run.svg")
 
 
+@pytest.mark.long
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "a")
     (folder / "result.json").unlink()

@@ -86,6 +86,7 @@ def alone(spec: str, *overrides: str, **about: Any) -> Candidate:
 # What is proposed
 
 
+@pytest.mark.long
 def test_recipe_is_run_by_its_documented_command() -> None:
     found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
     small = found["kd_cutmix+two_cores"]
@@ -98,6 +99,7 @@ def test_recipe_is_run_by_its_documented_command() -> None:
     assert small.about.measured_accuracy == 71.46
 
 
+@pytest.mark.long
 def test_teachers_and_controls_have_no_teacher() -> None:
     found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
     assert found["teacher_wrn"].training.role == "teacher"
@@ -106,6 +108,7 @@ def test_teachers_and_controls_have_no_teacher() -> None:
     assert found["kd"].teacher is not None and found["kd"].teacher.recipe_spec == "teacher_wrn"
 
 
+@pytest.mark.long
 def test_teacher_is_trained_by_its_noted_command() -> None:
     found = {each.training.recipe_spec: each for each in shipped_candidates.candidates()}
     taught = found["fast_kd"].teacher
@@ -113,12 +116,14 @@ def test_teacher_is_trained_by_its_noted_command() -> None:
     assert taught.overrides == ("train.precision=bf16",)
 
 
+@pytest.mark.long
 def test_what_is_not_for_cifar10_is_not_proposed() -> None:
     found = {each.training.recipe_spec for each in shipped_candidates.candidates()}
     assert not found & {"tiny", "kd_cutmix+quickstart", "kd+cutmix", "kd+ricap", "crd_cifar100"}
     assert {"kd", "soft_mix", "nyu2022_2111"} <= found
 
 
+@pytest.mark.long
 def test_commands_can_be_typed_as_they_are() -> None:
     (small,) = [
         e
@@ -163,6 +168,7 @@ def test_a_teachers_time_is_added(machine) -> None:
     assert small["teacher"]["minutes"] == pytest.approx(seconds / 60)
 
 
+@pytest.mark.long
 def test_cached_logits_save_the_teachers_part(monkeypatch) -> None:
     machine = Machine(monkeypatch, teacher_share=0.5)
     teacher = training("teacher", "teacher_wrn+two_cores", ())
@@ -179,6 +185,7 @@ def test_cached_logits_save_the_teachers_part(monkeypatch) -> None:
     assert times[1] / times[0] == pytest.approx((3 + 9 * 0.5) / 12)
 
 
+@pytest.mark.long
 def test_a_budget_in_minutes_takes_just_that(machine, monkeypatch) -> None:
     only(monkeypatch, alone("student_alone", "train.minutes=30.0"))
     planned = machine.plan(31)
@@ -223,12 +230,14 @@ def test_measuring_keeps_its_time(takes_s: float, monkeypatch) -> None:
     assert len(planned["recipes"]) > 20
 
 
+@pytest.mark.long
 def test_slow_start_leaves_less_time(machine) -> None:
     planned = time_plan.plan(1e7, None, None, machine.now - 40.0)
     assert planned["measured_s"] <= max(BUDGET_S, 40 + machine.takes_s)
     assert len(machine.timed) == 1  # the first is timed in any case
 
 
+@pytest.mark.long
 def test_what_cannot_fit_is_not_timed(machine) -> None:
     planned = machine.plan(60)
     assert "WRN-28-10" not in {flops.network_cost(r, role, 10).name for r, role, _ in machine.timed}
@@ -245,6 +254,7 @@ def test_what_cannot_fit_is_not_timed(machine) -> None:
 # What is shown
 
 
+@pytest.mark.long
 def test_what_fits_comes_first_and_best_of_it(machine) -> None:
     planned = machine.plan(600)
     fits = [row["fits"] for row in planned["recipes"]]
@@ -257,6 +267,7 @@ def test_what_fits_comes_first_and_best_of_it(machine) -> None:
     assert accuracies == sorted(accuracies, reverse=True)
 
 
+@pytest.mark.long
 def test_no_accuracy_of_what_was_not_measured(machine) -> None:
     noted = {a.command.split("--recipe ")[1].split()[0]: a for _, _, a in recipes.shipped()}
     planned = machine.plan(120)
@@ -270,6 +281,7 @@ def test_no_accuracy_of_what_was_not_measured(machine) -> None:
         assert (row_["accuracy"] is None) == (row_["seeds"] is None)
 
 
+@pytest.mark.long
 def test_only_students_that_keep_the_rules(machine) -> None:
     planned = machine.plan(120, rules="nyu2022")
     names = {row["recipe"] for row in planned["recipes"]}
@@ -295,6 +307,7 @@ def test_unknown_images_are_refused_before_any_work(machine, tmp_path: Path) -> 
     assert machine.timed == []
 
 
+@pytest.mark.long
 def test_nothing_fits_and_the_quickest_is_named(machine) -> None:
     planned = machine.plan(0.1)
     assert planned["best"] is None
@@ -302,12 +315,14 @@ def test_nothing_fits_and_the_quickest_is_named(machine) -> None:
     assert planned["quickest"] == min(planned["recipes"], key=lambda r: r["minutes"])["recipe"]
 
 
+@pytest.mark.long
 def test_control_is_proposed_with_its_accuracy(machine) -> None:
     found = row(machine.plan(1000), "student_alone+two_cores")
     assert found["commands"] == ["python cli.py distill --recipe student_alone+two_cores"]
     assert (found["accuracy"], found["seeds"]) == (65.62, 3)
 
 
+@pytest.mark.long
 def test_whether_images_are_published_is_found_out(machine) -> None:
     for data, published in ((None, "cifar10"), ("cifar100", "cifar100"), ("synthetic", None)):
         assert machine.plan(1, data=data)["published"] == published
@@ -372,6 +387,7 @@ def test_precision_that_was_not_timed_is_left_out(machine, monkeypatch) -> None:
     assert ("bf16" in command) == row(machine.plan(minutes), "fast_alone")["is_timed"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("minutes", [1, 60])
 def test_proposed_command_is_a_recipe_under_the_rules(machine, minutes: int) -> None:
     planned = machine.plan(minutes, rules="nyu2025")
@@ -410,6 +426,7 @@ def test_a_spread_of_so_much_work() -> None:
     assert TimeRange(1.0, 0.5, 2.0, 3).scaled(10) == TimeRange(10.0, 5.0, 20.0, 3)
 
 
+@pytest.mark.long
 def test_the_timed_recipe_is_reported(machine: Machine) -> None:
     tasks: dict[str, tuple[int, int]] = {}
     planned = machine.plan(120, progress=lambda what, *items: tasks.update({what: items}))
@@ -417,6 +434,7 @@ def test_the_timed_recipe_is_reported(machine: Machine) -> None:
     assert all(done == total == len(tasks) for done, total in tasks.values()), "every task ends"
 
 
+@pytest.mark.long
 def test_other_precision_is_compared_in_equal_batches(machine: Machine) -> None:
     """A whole batch of the first one would be compared with a small one of the other."""
     rivals = list[float]()
@@ -431,6 +449,7 @@ def test_other_precision_is_compared_in_equal_batches(machine: Machine) -> None:
     assert set(rivals) == {math.inf, 0.25}
 
 
+@pytest.mark.long
 def test_recipes_that_fit_are_timed_first(machine: Machine) -> None:
     """There is time for six measurements: two each of the most accurate recipe and of a teacher, in
     two precisions, and two of another recipe that fits, not of a more accurate one that does not.

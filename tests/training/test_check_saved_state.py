@@ -175,6 +175,7 @@ def test_unfit_optimizer_state_is_refused(
     assert fault in refusal(adam, tmp_path, change)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [

@@ -75,6 +75,7 @@ def cut(out: Path, *overrides: str) -> RunFolder:
     return RunFolder(out)
 
 
+@pytest.mark.long
 def test_a_result_names_test_split_and_class_names(pictures: Path, tmp_path: Path) -> None:
     folder, _ = train(tmp_path / "run", *of(pictures))
     known, test = folder.result()["data"], load_data_set.load(str(pictures), "test")
@@ -92,6 +93,7 @@ def test_class_names_have_a_fingerprint_of_their_own(pictures: Path) -> None:
     assert before.class_names_fingerprint != after.class_names_fingerprint
 
 
+@pytest.mark.long
 def test_a_replaced_test_split_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     replace_test(pictures)
@@ -101,6 +103,7 @@ def test_a_replaced_test_split_is_not_resumed(pictures: Path, tmp_path: Path) ->
         train(folder.path, *of(pictures), resume=True)
 
 
+@pytest.mark.long
 def test_renamed_classes_are_not_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     for split in ("train", "test"):
@@ -109,6 +112,7 @@ def test_renamed_classes_are_not_resumed(pictures: Path, tmp_path: Path) -> None
         train(folder.path, *of(pictures), resume=True)
 
 
+@pytest.mark.long
 def test_a_run_from_before_these_fingerprints_is_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     tensors, progress = checkpoint.load(folder.last)
@@ -130,6 +134,7 @@ def add_class(root: Path) -> None:
         drawn(root, split, seed=5, n=10, classes="c")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,6 +154,7 @@ def test_what_changed_while_run_trained_is_not_measured(
     assert not RunFolder(tmp_path / "run").is_finished
 
 
+@pytest.mark.long
 def test_finished_run_needs_its_own_test_split(pictures: Path, tmp_path: Path) -> None:
     folder, _ = train(tmp_path / "run", *of(pictures))
     replace_test(pictures)
@@ -157,6 +163,7 @@ def test_finished_run_needs_its_own_test_split(pictures: Path, tmp_path: Path) -
     assert evaluate_run(folder, EvalOptions(data=str(pictures)))["n"] == 20
 
 
+@pytest.mark.long
 def test_the_checkpoint_of_another_recipe_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     other = cut(tmp_path / "other", *of(pictures, "train.seed=1"))
@@ -167,6 +174,7 @@ def test_the_checkpoint_of_another_recipe_is_not_resumed(pictures: Path, tmp_pat
         train(folder.path, *of(pictures), resume=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["student", "optimizer", "losses"])
 def test_a_checkpoint_without_a_part_is_not_resumed(
     part: str, pictures: Path, tmp_path: Path
@@ -181,6 +189,7 @@ def test_a_checkpoint_without_a_part_is_not_resumed(
         train(folder.path, *of(pictures), resume=True)
 
 
+@pytest.mark.long
 def test_a_checkpoint_without_a_part_is_not_replayed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     tensors, progress = checkpoint.load(folder.last)
@@ -192,6 +201,7 @@ def test_a_checkpoint_without_a_part_is_not_replayed(pictures: Path, tmp_path: P
         repeat_step(folder, progress["step"] + 1)
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
     folder = cut(tmp_path / "run", *of(pictures))
     tensors, progress = checkpoint.load(folder.last)
@@ -204,6 +214,7 @@ def test_a_checkpoint_of_other_shapes_is_not_resumed(pictures: Path, tmp_path: P
         train(folder.path, *of(pictures), resume=True)
 
 
+@pytest.mark.long
 def test_changed_source_is_noted_with_every_hash(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +239,7 @@ def test_a_damaged_environment_has_no_hashes(text: str, tmp_path: Path) -> None:
     assert environment.earlier_source_hashes(tmp_path / "environment.json") == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_student_run_is_not_resumed_as_teacher(
     is_finished: bool, pictures: Path, tmp_path: Path
@@ -240,6 +252,7 @@ def test_student_run_is_not_resumed_as_teacher(
         train(folder.path, *of(pictures), role="teacher", resume=True)
 
 
+@pytest.mark.long
 def test_predictions_of_another_run_are_not_read(pictures: Path, tmp_path: Path) -> None:
     same = of(pictures, "data.normalize=cifar10")  # both runs have the same accuracy with it
     a, _ = train(tmp_path / "a", *same)
@@ -293,6 +306,7 @@ def test_recorded_teacher_is_the_loaded_one(
     assert recorded == RunFolder(teacher).result()["weights"]
 
 
+@pytest.mark.long
 def test_processes_compare_images_teacher_and_recipe(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

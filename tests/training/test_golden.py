@@ -62,6 +62,7 @@ def measured(name: str) -> list[float]:
     return [step(run, k)[name].item() for k in range(3)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", Losses.model_fields)
 def test_golden_losses_of_every_term(name: str) -> None:
     assert measured(name) == pytest.approx(GOLDEN[name], rel=2e-4)

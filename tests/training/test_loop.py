@@ -25,6 +25,7 @@ ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
 MEASURES = ("top1", "nll", "ece")
 
 
+@pytest.mark.long
 def test_short_epoch_has_its_speed(tmp_path: Path) -> None:
     """Of epochs of three steps, only the second one logs a step if every fifth is logged."""
     _, events = train(
@@ -218,6 +219,7 @@ def test_validation_measures_only_the_average_by_default(settings, splits, monke
     assert measured == [nets[split] for split in splits]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_validation_computes_in_the_training_precision(fresh_accelerate, precision) -> None:
     """The network and its average alike: both are measured without accelerate's wrapper."""

@@ -35,6 +35,7 @@ class Clock:
 IMAGES = measure_speed.random_images(320, 10)
 
 
+@pytest.mark.long
 def test_an_image_takes_what_its_steps_take(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.02)
     found = measure_speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60)
@@ -45,6 +46,7 @@ def test_an_image_takes_what_its_steps_take(monkeypatch) -> None:
     assert found.fastest_s == pytest.approx(0.02)
 
 
+@pytest.mark.long
 def test_long_step_is_timed_in_smaller_batch(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.07)
     recipe = tiny("train.batch_size=64")  # three steps of 64 images would take 13.4 s
@@ -54,6 +56,7 @@ def test_long_step_is_timed_in_smaller_batch(monkeypatch) -> None:
     assert found.image.high == pytest.approx(1.25 * 0.07)  # a smaller batch is a rougher measure
 
 
+@pytest.mark.long
 def test_two_full_batches_are_timed_where_three_fit(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.07)
     found = measure_speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 60)
@@ -63,6 +66,7 @@ def test_two_full_batches_are_timed_where_three_fit(monkeypatch) -> None:
     assert found.image.high == pytest.approx(1.25 * 0.07)
 
 
+@pytest.mark.long
 def test_an_image_is_cheaper_in_the_full_batch(monkeypatch) -> None:
     """Each step costs 0.8 s besides its images: by the first batch, 96 images would take 14.4 s,
     by the next one, of 16, 9.6 s; they take 7.2 s.
@@ -84,6 +88,7 @@ def test_an_image_is_cheaper_in_the_full_batch(monkeypatch) -> None:
     assert (found.image.mean, found.image.n) == (pytest.approx(0.05 + 0.8 / 32), 2)
 
 
+@pytest.mark.long
 def test_no_step_is_begun_that_ends_too_late(monkeypatch) -> None:
     clock = Clock(monkeypatch, 0.1)
     until = clock.now + 4.5
@@ -92,6 +97,7 @@ def test_no_step_is_begun_that_ends_too_late(monkeypatch) -> None:
     assert found.image.n >= 1
 
 
+@pytest.mark.long
 def test_slow_machine_is_recognized_after_one_step(monkeypatch) -> None:
     clock = Clock(monkeypatch, 3.0)
     found = measure_speed.measure(tiny(), "student", tiny(), IMAGES, clock.now + 10)
@@ -107,6 +113,7 @@ def test_much_slower_recipe_is_abandoned(monkeypatch) -> None:
     assert found.fastest_s == pytest.approx(0.02)
 
 
+@pytest.mark.long
 def test_scheduled_terms_are_timed_by_their_share(monkeypatch) -> None:
     """A step without the teacher's term takes half the time here, for three quarters of the run."""
     clock = Clock(monkeypatch, 0.01)
@@ -140,6 +147,7 @@ def test_precisions_may_follow_each_other(fresh_accelerate) -> None:
         assert math.isfinite(found.image.mean) and found.image.mean > 0
 
 
+@pytest.mark.long
 def test_nothing_is_written(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))

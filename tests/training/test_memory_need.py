@@ -122,6 +122,7 @@ def test_too_large_network_is_refused_with_another() -> None:
     )
 
 
+@pytest.mark.long
 def test_wide_resnet_needs_more_than_a_small_machine() -> None:
     need = memory_need.recipe_need(
         load("teacher_wrn", ["train.batch_size=128"]).recipe, "teacher", 50_000, 10, CPU

@@ -62,6 +62,7 @@ def test_a_rehearsal_leaves_nothing_behind(name: str, teacher) -> None:
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part
 
 
+@pytest.mark.long
 def test_rehearsal_runs_teacher_unless_logits_are_cached(teacher) -> None:
     overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
     run = prepared(*overrides)
@@ -125,6 +126,7 @@ def test_learning_rate_ends_at_its_floor_with_minutes(teacher) -> None:
     assert 0.01 < run.lr(steps - 1) < 0.011
 
 
+@pytest.mark.long
 def test_minutes_too_short_for_a_step_are_refused(teacher, monkeypatch) -> None:
     Clock(monkeypatch)
     run = prepared(f"teacher.runs=['{teacher}']")
@@ -220,6 +222,7 @@ def test_steps_of_every_side_count_for_their_share(teacher, monkeypatch) -> None
     assert run.loader.schedule == schedule
 
 
+@pytest.mark.long
 def test_cached_views_are_computed_at_every_side(teacher) -> None:
     run = prepared(f"teacher.runs=['{teacher}']", SIDES, "cache.views=2", "train.epochs=12")
     assert minutes_to_steps._steps_until_cached(run) == 3 * 2 * run.loader.steps_per_epoch

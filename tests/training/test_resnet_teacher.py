@@ -117,6 +117,7 @@ def test_the_run_describes_its_network(resnet_teacher: Finished) -> None:
     assert f"A teacher, {name}" in out.read_text()
 
 
+@pytest.mark.long
 def test_a_step_of_it_is_replayed(resnet_teacher: Finished) -> None:
     folder, events = resnet_teacher
     again = repeat_step(folder, 1)
@@ -128,6 +129,7 @@ def overrides(folder: RunFolder, *more: str) -> list[str]:
     return [f"teacher.runs=['{folder.path}']", "student.stages=3", *more]
 
 
+@pytest.mark.long
 def test_logits_teach_live_and_cached(resnet_teacher: Finished) -> None:
     """Cached ones are rounded to float16."""
     live = prepared(*overrides(resnet_teacher[0]))

@@ -34,6 +34,7 @@ def sides_of(net: nn.Module) -> list[int]:
     return seen
 
 
+@pytest.mark.long
 def test_small_images_train_and_full_ones_validate(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     made = prepared(*options, GROWING)

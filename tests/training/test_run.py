@@ -189,6 +189,7 @@ def test_events_come_in_order_and_add_up(distilled: tuple[RunFolder, Events]) ->
         assert m[loss_name(TOTAL)] == pytest.approx(weighted, rel=1e-6)
 
 
+@pytest.mark.long
 def test_result_is_that_of_the_weights_file(distilled: tuple[RunFolder, Events]) -> None:
     folder, events = distilled
     test = load_data_set.load("synthetic", "test")
@@ -632,6 +633,7 @@ def test_evaluation_follows_no_link(tmp_path) -> None:
     assert (tmp_path / "evaluation.npz").stat().st_size > 100
 
 
+@pytest.mark.long
 def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(run, "_measure_teacher", lambda *_: (7.0, 60))
     resolved = recipes.load("tiny", two_epochs(teacher))
@@ -640,6 +642,7 @@ def test_unreadable_result_is_refused_before_training(teacher, tmp_path, monkeyp
         next(run.train_and_test(request))
 
 
+@pytest.mark.long
 def test_cached_accuracy_above_one_is_measured_again(teacher, tmp_path, monkeypatch) -> None:
     load = array_cache.load_cached
 

@@ -185,11 +185,13 @@ def test_next_address_is_tried(server: str, tmp_path: Path, way: str) -> None:
     assert fetched(server, tmp_path, way, "good") == CONTENT
 
 
+@pytest.mark.long
 def test_stall_ends_and_next_goes_on_from_there(server: str, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, "stall", "good", stall_s=0.3) == CONTENT
     assert Server.requests[-1] == ("/good", "bytes=1000-")
 
 
+@pytest.mark.long
 def test_a_trickle_is_a_stall(server: str, tmp_path: Path) -> None:
     lines = failed(server, tmp_path, "trickle", stall_s=0.4)
     assert lines[1].startswith("trickle: stalled: ")
@@ -241,6 +243,7 @@ def test_address_without_server_is_reported(tmp_path: Path, server: str) -> None
         fetched("http://127.0.0.1:9/", tmp_path, "good")
 
 
+@pytest.mark.long
 def test_the_time_is_limited_in_all(server: str, tmp_path: Path) -> None:
     lines = failed(server, tmp_path, "trickle", total_s=0.3)
     assert lines[1] == "stopped after 0.005 minutes"

@@ -100,6 +100,7 @@ def test_check_compares_both_splits(tmp_path: Path) -> None:
         identify_test(str(root), load_data_set.load(str(root), "train"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [16, 64])
 def test_synthetic_images_are_resized(size: int) -> None:
     plain = load_data_set.load("synthetic", "test")

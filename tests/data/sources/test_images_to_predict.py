@@ -239,6 +239,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert "  unreadable (Permission denied)\n" in refusal(tmp_path)
 
 
+@pytest.mark.long
 def test_number_of_images_is_bounded_before_reading(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1_000_001, 4, 4, 3), np.uint8))
     tracemalloc.start()
@@ -249,6 +250,7 @@ def test_number_of_images_is_bounded_before_reading(tmp_path: Path) -> None:
     assert "1,000,001 images; at most 1,000,000 are read. Split" in refusal(tmp_path / "a.npy")
 
 
+@pytest.mark.long
 def test_images_are_resized_in_pieces(tmp_path: Path) -> None:
     pixels = np.arange(50_000, dtype=np.uint32).astype(np.uint8).reshape(-1, 1, 1, 1)
     np.savez_compressed(tmp_path / "a.npz", data=pixels.repeat(3, axis=3))
@@ -270,6 +272,7 @@ def test_full_memory_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "do not fit into memory" in refusal(tmp_path / "a.npz")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sides", "fault"),
     [

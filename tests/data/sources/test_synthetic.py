@@ -57,6 +57,7 @@ def test_pixels_alone_do_not_tell_the_class(train_set: ImageSet, other_set: Imag
     assert ((x_test @ weights).argmax(axis=1) == other_set.labels).mean() < 0.4
 
 
+@pytest.mark.long
 def test_colour_and_contrast_do_not_reveal_the_class(train_set: ImageSet) -> None:
     """Class means of channel mean and spread lie within chance of the mean over all."""
     flat = train_set.images.reshape(len(train_set.labels), 3, -1).astype(np.float64)

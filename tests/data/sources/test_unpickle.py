@@ -187,6 +187,7 @@ else:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CRASHING)
 def test_a_pickle_ends_no_process(name: str) -> None:
     """Each ended or blocked the process that read it, so another process does."""
