@@ -15,6 +15,7 @@ from distill.terminal.table_style import blank_table
 
 Row = Mapping[str, Any]
 BF16 = "train.precision=bf16"
+FAR = 50  # recipes that take this multiple of the budget are listed by name only
 BUSY = 0.7  # if the timed steps had a smaller fraction of the processor, a note mentions it
 
 
@@ -25,13 +26,17 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     """
     fitting = [row for row in planned["recipes"] if row["fits"]]
     others = [row for row in planned["recipes"] if not row["fits"]]
+    far = [row for row in others if row["minutes"] >= FAR * planned["minutes"]]
+    near = [row for row in others if row not in far]
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
         blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]
     if planned["fills_minutes"] is not None:
         blocks += [Text(), *_command_that_fills(planned["fills_minutes"], planned["minutes"])]
-    if others:
-        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(others)]
+    if near:
+        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(near)]
+    if far:
+        blocks += [Text(), *_much_slower_recipes(far)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
 
 
@@ -102,6 +107,14 @@ def _slower_recipes(rows: Sequence[Row]) -> Table:
             _time_with_range(alike[0]).replace(" (", "\n("),
         )
     return table
+
+
+def _much_slower_recipes(rows: Sequence[Row]) -> list[Text]:
+    """Return lines that name the recipes which take at least FAR times the budget."""
+    names = ", ".join(row["recipe"] for row in sorted(rows, key=lambda row: row["minutes"]))
+    quickest_s = 60 * min(row["minutes"] for row in rows)
+    heading = f"These take {rounded_time(quickest_s)} and more on this device:"
+    return [Text(heading, "bold"), Text(fill(names, 78, break_on_hyphens=False))]
 
 
 def _grouping_key(row: Row) -> tuple[object, ...]:

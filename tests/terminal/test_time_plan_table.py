@@ -95,20 +95,32 @@ def test_commands_are_whole_lines() -> None:
 
 
 def test_recipes_that_do_not_fit_show_time() -> None:
-    others = [row(name, 200_000.0, fits=False) for name in ("at", "crd", "kd")]
+    others = [row(name, 5_000.0, fits=False) for name in ("at", "crd", "kd")]
     text = shown(planned(DISTILLED, *others))
     assert "These do not fit:" in text
     (line,) = [line for line in text.splitlines() if line.startswith("at, crd, kd")]
-    assert "not measured" in line and "139 days" in line and "(118 to 160)" in text
+    assert "not measured" in line and "83 h" in line and "(71 to 96)" in text
+
+
+def test_recipes_far_beyond_the_minutes_are_named() -> None:
+    slow = [row(f"slow_{i}", 60.0 * 24 * i, fits=False) for i in range(30, 5, -1)]
+    text = shown(planned(row("a", 60.0), row("b", 180.0, fits=False), *slow))
+    assert "These do not fit:" in text
+    table, _, names = text.partition("These take 6.0 days and more on this device:\n")
+    assert "b " in table and "slow" not in table
+    assert " ".join(names.partition("\n\n")[0].split()).split(", ") == [
+        f"slow_{i}" for i in range(6, 31)
+    ]
+    assert max(map(len, names.partition("\n\n")[0].splitlines())) <= 80
 
 
 def test_long_recipe_names_are_whole() -> None:
     names = ["kd_cutmix+two_cores", "multi_temperature", "nst", "function_matching", "reviewkd"]
-    wide = {"accuracy": 94.4, "seeds": 1, "low": 1_476_000.0, "high": 3_680_000.0}
-    text = shown(planned(*(row(name, 2_500_000.0, fits=False, **wide) for name in names)))
+    wide = {"accuracy": 94.4, "seeds": 1, "low": 4_100.0, "high": 7_200.0}
+    text = shown(planned(*(row(name, 5_500.0, fits=False, **wide) for name in names)))
     assert set(names) <= set(text.replace(",", " ").split())
     header = next(line for line in text.splitlines() if line.startswith("recipe"))
-    assert header.split()[-1] == "together" and "(1,025 to 2,556)" in text
+    assert header.split()[-1] == "together" and "(68 to 120)" in text
     assert (
         max(map(len, text.partition("These do not fit:")[2].split("Times are")[0].split("\n")))
         <= 80
