@@ -120,7 +120,7 @@ def test_long_recipe_names_are_whole() -> None:
     text = shown(planned(*(row(name, 5_500.0, fits=False, **wide) for name in names)))
     assert set(names) <= set(text.replace(",", " ").split())
     header = next(line for line in text.splitlines() if line.startswith("recipe"))
-    assert header.split()[-1] == "together" and "(68 to 120)" in text
+    assert header.split()[-1] == "together" and "(2.8 to 5.0)" in text
     assert (
         max(map(len, text.partition("These do not fit:")[2].split("Times are")[0].split("\n")))
         <= 80
