@@ -41,7 +41,6 @@ PRIVATE = re.compile(rf"\b({'|'.join(WORDS)})\b|\bas it is(?=$|[.,;:)])", re.IGN
 CODE = re.compile(r"``[^`]+``|`[^`]*`")
 ONE_WORD = re.compile(r"\s*[\w.-]*\s*")
 ALLOWED = {
-    "taught by": "a report's sentence on a run: a student, its network, its teacher",
     "'told": "a key of a stored trial",
 }
 
@@ -117,7 +116,7 @@ def test_private_words_are_found(path: str, source: str, found: list[str]) -> No
     [
         'values["told"] = said',
         '"""A network as it is stored, `kept` and the housekeeping."""\n',
-        "# taught by a teacher",
+        "# 'told is a key",
     ],
 )
 def test_code_and_other_words_are_accepted(source: str) -> None:

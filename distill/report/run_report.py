@@ -91,12 +91,15 @@ def page(record: RunRecord, layers: Sequence[LayerRow]) -> Page:
 def lead(record: RunRecord) -> str:
     """Return a sentence on network, teacher, data and recipe."""
     network = record.network or "an unknown network"
-    teachers = " and ".join(record.teachers)
-    taught = f", taught by {teachers}" if teachers else ", without a teacher"
-    what = f"A teacher, {network}" if record.role == "teacher" else f"A student, {network}{taught}"
+    how = "trained"
+    if record.role != "teacher":
+        how = "trained without a teacher"
+        if record.teachers:
+            runs = "run" if len(record.teachers) == 1 else "runs"
+            how = f"distilled from the {runs} {' and '.join(record.teachers)}"
     recipe = record.requested_recipe or UNKNOWN
     source = redact_urls.hide_secrets(record.recipe.data.source)
-    return f"{what}, on {source} by the recipe {recipe}."
+    return f"A {record.role or 'student'}, {network}, {how} on {source} with the recipe {recipe}."
 
 
 def _notes(record: RunRecord) -> Iterator[str]:
