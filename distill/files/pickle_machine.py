@@ -240,12 +240,15 @@ def text(name: object) -> str:
 
 
 def name_text(value: object) -> str:
-    """Convert a function's or codec's name to text; raise InvalidPickle for other types.
+    """Convert the name of a function, codec or storage to text.
 
-    Converting values of other types to text could take unbounded time.
+    Raises InvalidPickle for other types and for more than LONGEST_KEY characters: converting values
+    of other types could take unbounded time, and a long name is decoded at each reference to it.
     """
     if not isinstance(value, str | bytes):
         raise InvalidPickle("truncated or damaged (something else instead of a name)")
+    if len(value) > LONGEST_KEY:
+        raise InvalidPickle(f"a name has {len(value):,} characters; at most {LONGEST_KEY:,} are read")
     return text(value)
 
 

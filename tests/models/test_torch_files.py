@@ -209,6 +209,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "legacy storage never read": (lambda: legacy(legacy_tensor(b"K\x04"), []), "has no content"),
     "legacy key of a list": (lambda: legacy(legacy_tensor(b"K\x04"), [[1]]), "damaged"),
+    "legacy long key": (lambda: legacy(repeated_storage(b"A" * 1_000_000, 100_000)), "a name has"),
     "legacy cut": (lambda: saved({"a": torch.ones(99)}, legacy=True)[:-50], "are left"),
     "shared lists in a device": (
         lambda: archive(b"\x80\x02" + SHARED_LISTS + b"q\x00ctorch\ndevice\n(h\x00tR."),
@@ -227,6 +228,13 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "legacy of nothing": (lambda: b"\x80\x02}.", "not what torch.save writes"),
     "empty": (lambda: b"", "not what torch.save writes"),
 }  # fmt: skip
+
+
+def repeated_storage(key: bytes, n: int) -> bytes:
+    """A pickle that refers n times to one identifier of a storage."""
+    written = b"T" + len(key).to_bytes(4, "little") + key
+    names = b"X\x07\0\0\0storagectorch\nFloatStorage\n", b"X\x03\0\0\0cpuK\0N"
+    return b"\x80\x02(" + names[0] + written + names[1] + b"tq\x01Q0" + b"h\x01Q0" * n + b"}."
 
 
 def legacy_tensor(numel: bytes) -> bytes:
