@@ -80,10 +80,10 @@ def train_teacher(
     tracker: TrackerOption = [],
 ) -> None:
     """Train a teacher from scratch."""
-    from distill.recipe import recipe_for_role
+    from distill.recipe import check_recipe_role
 
     resolved = resolve(recipe, data, set_)
-    recipe_for_role.check_teacher(resolved)
+    check_recipe_role.check_teacher(resolved)
     train("teacher", resolved, out, resume, tracker)
 
 
@@ -98,10 +98,10 @@ def distill(
     tracker: TrackerOption = [],
 ) -> None:
     """Train a student, with a teacher if the recipe needs one."""
-    from distill.recipe import recipe_for_role
+    from distill.recipe import check_recipe_role
 
     resolved = resolve(recipe, data, set_, teacher)
-    recipe_for_role.check_student(resolved)
+    check_recipe_role.check_student(resolved)
     train("student", resolved, out, resume, tracker)
 
 

@@ -53,7 +53,7 @@ from distill.evaluation import test_curve
 from distill.events import measure_name
 from distill.format import counted, percent
 from distill.models.epoch_weights import saved_epochs
-from distill.recipe import network_cost, recipe_variants, recipes
+from distill.recipe import describe_network, recipe_variants, recipes
 from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.schema import Teacher
 from distill.runs.run_folder import RunFolder, newest_runs_in, open_finished, write_json, write_text
@@ -115,7 +115,7 @@ def check(planned: Plan) -> None:
             faults.append(str(fault))
     if planned.teacher is None:
         result = open_finished(planned.teacher_path).result()
-        expected = network_cost.summary(Teacher(network=planned.cell.teacher))
+        expected = describe_network.summary(Teacher(network=planned.cell.teacher))
         if result["network"] != expected:
             faults.append(
                 f"--teacher {planned.teacher_path} is {result['network']}, and the teacher of the "

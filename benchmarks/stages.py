@@ -38,7 +38,7 @@ from distill.data.loader import Batch
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.events import IMAGES_PER_S, TOTAL
-from distill.recipe import recipe_for_role, recipe_variants, recipes
+from distill.recipe import check_recipe_role, recipe_variants, recipes
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import RunFolder
 from distill.teacher.build_teacher import combine_teachers
@@ -218,7 +218,7 @@ def resolved(spec: str, batch: int | None, rounds: int) -> Recipe:
     if batch is not None:
         overrides.append(f"train.batch_size={batch}")
     loaded = recipes.load(spec, overrides)
-    recipe_for_role.check_student(loaded)
+    check_recipe_role.check_student(loaded)
     return recipe_variants.with_teacher(
         loaded.recipe, ()
     )  # adds the default [teacher] if it has none

@@ -29,7 +29,7 @@ from distill.data.image_set import CHANNELS
 from distill.errors import Failure, UserError
 from distill.evaluation import evaluate_run, predict_split
 from distill.events import Event
-from distill.recipe import recipe_for_role, recipes
+from distill.recipe import check_recipe_role, recipes
 from distill.recipe.overrides import overrides_and_notes
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.validation import value_text
@@ -150,7 +150,7 @@ def train_teacher(
     The arguments and errors are those of `train_student`.
     """
     resolved = _resolve(recipe, data, overrides, [])
-    recipe_for_role.check_teacher(resolved)
+    check_recipe_role.check_teacher(resolved)
     return _train("teacher", resolved, Path(out), resume)
 
 
@@ -185,7 +185,7 @@ def train_student(
     """
     teachers = [teacher] if isinstance(teacher, str | PathLike) else teacher
     resolved = _resolve(recipe, data, overrides, [fspath(path) for path in teachers])
-    recipe_for_role.check_student(resolved)
+    check_recipe_role.check_student(resolved)
     return _train("student", resolved, Path(out), resume)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe import network_cost, recipe_json_schema, recipes
+from distill.recipe import describe_network, recipe_json_schema, recipes
 from distill.recipe.recipes import About
 from distill.recipe.schema import Student
 from distill.runs.run_folder import open_run, write_text
@@ -178,7 +178,7 @@ def network_table() -> str:
     rows = []
     for name in (*network_catalogue.RESIDUAL, *WIDE_RESNETS, *network_catalogue.FIXED):
         small, large = (
-            network_cost.describe(Student(network=name), classes) for classes in (10, 100)
+            describe_network.describe(Student(network=name), classes) for classes in (10, 100)
         )
         assert small is not None and large is not None
         sizes = (f"{small.parameters:,}", f"{large.parameters:,}", f"{large.macs / 1e6:.1f} M")

@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.stages import prepared
+from distill.components.build_loss_terms import build_objective, required_taps
 from distill.components.build_network import build_network
-from distill.components.loss_terms import build_objective, required_taps
 from distill.errors import UserError
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
 from distill.models.features import FeatureExtractor, tap_shapes

@@ -13,7 +13,7 @@ import typer
 import cli
 from distill.events import End, Epoch, Start
 from distill.recipe import recipe_json_schema, recipes, validation
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 from distill.recipe.schema import Student
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json

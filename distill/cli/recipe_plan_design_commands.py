@@ -44,7 +44,7 @@ def params(
 ) -> None:
     """Count the parameters and MACs of a recipe's student and teacher."""
     from distill.components.allow_user_code import allow_user_code
-    from distill.recipe.count_networks import count_networks
+    from distill.recipe.count_parameters import count_networks
 
     allow_user_code(set_)
 
@@ -304,7 +304,7 @@ def _check_rules(
     `recipe`: that of the student, or its run folder. `overrides`: `key=value`, of --set.
     Raises UserError if `rules` is None or unknown, Failure if the student breaks a rule.
     """
-    from distill.recipe.count_networks import design_of
+    from distill.recipe.count_parameters import design_of
     from students import course_rules as courses
 
     if rules is None:

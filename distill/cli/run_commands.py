@@ -27,8 +27,8 @@ from distill.format import counted
 
 if TYPE_CHECKING:
     from distill.report.run_report import LayerRow
+    from distill.runs.read_run_folder import TestCurve
     from distill.runs.run_folder import RunFolder
-    from distill.runs.run_record import TestCurve
 
 VIEWS = (2, 6)  # how many views of each image test-time augmentation can average
 
@@ -338,11 +338,11 @@ def _write_notebook(folder: "RunFolder", page: Path, curves: Mapping[Path, "Test
     Raises UserError if there is a notebook already or the run cannot have one, Failure if a file
     cannot be written or a cell of the notebook fails.
     """
-    from distill.export.write_notebook_files import notebook_files
+    from distill.export.write_files_for_notebook import notebook_files
     from distill.report import notebook, run_report
     from distill.report.execute_notebook import execute
+    from distill.runs.read_run_folder import read
     from distill.runs.run_folder import write_text
-    from distill.runs.run_record import read
     from distill.terminal.progress import ProgressDisplay
 
     target = page.with_name(f"{page.stem}_notebook")
@@ -377,7 +377,7 @@ def _test_curves(folders: Sequence["RunFolder"]) -> dict[Path, "TestCurve"]:
 def _layers(folder: "RunFolder") -> Sequence["LayerRow"]:
     """Return the layers of a run's network; empty if the run has not yet recorded its network."""
     from distill.components import layer_summary
-    from distill.runs.run_record import read
+    from distill.runs.read_run_folder import read
 
     record = read(folder)
     if record.role is None or record.n_classes is None:

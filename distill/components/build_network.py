@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distill.components import normalisation
+from distill.components import choose_normalisation
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
 from distill.format import counted, format_size
 from distill.models import checkpoint, cost
 from distill.models.convolutions_of_small_maps import use_matrix_products
 from distill.models.strided_pointwise import subsample_first
-from distill.recipe import network_cost, recipes, schema
+from distill.recipe import describe_network, recipes, schema
 from distill.recipe.recipes import Recipe
 from distill.runs import check_runs_match
 from distill.runs.run_folder import Role, RunFolder
@@ -57,13 +57,13 @@ def build_network(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     """
     net = _with_random_weights(recipe, role, n_classes)
     if recipe.data.normalize is not None and normalises(net):
-        set_normalisation(net, *normalisation.constants(recipe))
+        set_normalisation(net, *choose_normalisation.constants(recipe))
     return net
 
 
 def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Module:
     described = network_table(recipe, role)
-    if network_cost.is_described_by_design(described):
+    if describe_network.is_described_by_design(described):
         return ResNet(build_design(recipe, n_classes, role), **described.rates())
     _check_budget(recipe, described, n_classes)
     if is_own(described.network):
@@ -80,7 +80,7 @@ def _with_random_weights(recipe: Recipe, role: Role, n_classes: int) -> nn.Modul
         size = recipe.data.image_size
         net = by_name.build(described.network, **keys, classes=n_classes, image_size=size)
     if isinstance(described, schema.Student):
-        _raise_if(network_cost.size_fault(described, cost.count_parameters(net)), n_classes)
+        _raise_if(describe_network.size_fault(described, cost.count_parameters(net)), n_classes)
     return net
 
 
@@ -128,7 +128,7 @@ def check_weights_file(recipe: Recipe, role: Role, n_classes: int, path: Path) -
     except OSError as fault:
         raise UserError(f"{path} cannot be read as weights: {fault}.") from fault
     table = network_table(recipe, role)
-    described = network_cost.describe(table, n_classes, recipe.data.image_size)
+    described = describe_network.describe(table, n_classes, recipe.data.image_size)
     if described is not None:
         parameters, needed = described.parameters, FLOAT32 * described.parameters
     else:
@@ -165,7 +165,7 @@ def _check_budget(
 ) -> None:
     """Raise UnsuitableRecipe if a student is over budget and its size is known without building."""
     if isinstance(described, schema.Student):
-        fault = network_cost.budget_fault(described, n_classes, recipe.data.image_size)
+        fault = describe_network.budget_fault(described, n_classes, recipe.data.image_size)
         _raise_if(fault, n_classes)
 
 
@@ -188,7 +188,7 @@ def initialise_stem(net: nn.Module, images: ImageSet) -> None:
 
 def network_name(recipe: Recipe, role: Role, n_classes: int) -> str:
     """Return a short name for tables: `WRN-28-10`, `ResNet [4, 4, 3] 64-128-256`, `resnet20`."""
-    return network_cost.summary(network_table(recipe, role), n_classes, recipe.data.image_size)
+    return describe_network.summary(network_table(recipe, role), n_classes, recipe.data.image_size)
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:

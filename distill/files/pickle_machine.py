@@ -248,7 +248,9 @@ def name_text(value: object) -> str:
     if not isinstance(value, str | bytes):
         raise InvalidPickle("truncated or damaged (something else instead of a name)")
     if len(value) > LONGEST_KEY:
-        raise InvalidPickle(f"a name has {len(value):,} characters; at most {LONGEST_KEY:,} are read")
+        raise InvalidPickle(
+            f"a name has {len(value):,} characters; at most {LONGEST_KEY:,} are read"
+        )
     return text(value)
 
 

@@ -13,8 +13,8 @@ from math import floor, fsum
 from typing import Any
 
 from distill.errors import UserError
+from distill.recipe.describe_network import budget_fault, describe, is_described_by_design
 from distill.recipe.loss_schema import Losses, taps
-from distill.recipe.network_cost import budget_fault, describe, is_described_by_design
 from distill.recipe.schema import (
     OWN_KEYS,
     WRN_KEYS,

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from distill.errors import UserError, first_faults
 from distill.files.escape_text import visible
-from distill.recipe import network_cost
+from distill.recipe import describe_network
 from distill.recipe.compose import compose
 from distill.recipe.constraints import RULES, Fault, Rule, within_budget
 from distill.recipe.loss_schema import TEACHERS
@@ -261,8 +261,8 @@ def _network_name(table: str, values: Values) -> str | None:
     """Return a network's short name; None if its table is incomplete or invalid."""
     try:
         if table == "student":
-            return network_cost.summary(Student.model_validate(values))
-        return network_cost.summary(Teacher.model_validate(values))
+            return describe_network.summary(Student.model_validate(values))
+        return describe_network.summary(Teacher.model_validate(values))
     except (ValidationError, UserError):
         return None
 

@@ -8,8 +8,8 @@ read: a student of three stages and a teacher of four are paired 0-1, 1-2 and 2-
 from typing import Any
 
 from distill.errors import UserError
+from distill.recipe.describe_network import describe
 from distill.recipe.loss_schema import STAGES, Term
-from distill.recipe.network_cost import describe
 from distill.recipe.schema import Recipe, Student, Teacher
 
 PREFIX = "stages."

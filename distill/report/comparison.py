@@ -27,8 +27,8 @@ from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.report.test_sections import is_unverified, test_interval
 from distill.runs import check_runs_match
 from distill.runs.read_predictions import NOT_VERIFIED
+from distill.runs.read_run_folder import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder
-from distill.runs.run_record import RunRecord, TestCurve, read
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
 

@@ -22,7 +22,7 @@ from distill.report.figure_style import BLUE, FAINT, GREEN, INK, RED
 from distill.report.page import Block, FigureBlock, Paragraph, Section
 from distill.report.plots import Series
 from distill.runs.epoch_series import Curves, Floats, Line, curves
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 
 # Splits that are measured after the run, with the saved weights of its epochs.
 AFTERWARDS: tuple[Split, ...] = ("train", "test")

@@ -11,7 +11,7 @@ from distill.report.figure_style import SERIES
 from distill.report.page import Block, FigureBlock, Paragraph
 from distill.report.plots import Series
 from distill.runs.epoch_series import Line, curves
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.seed_groups import Group
 
 LineOf = Callable[[RunRecord, str], Line | None]  # maps a run and a measure to a line

@@ -17,8 +17,8 @@ from distill.recipe import compare_recipes
 from distill.report.curve_sections import lines_by_figure
 from distill.report.execute_notebook import Outputs
 from distill.runs.epoch_series import Floats
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.run_folder import write_text
-from distill.runs.run_record import RunRecord
 
 NOTEBOOK, VALUES = "notebook.ipynb", "run.json"
 TEACHERS = "teacher.runs"

@@ -9,7 +9,7 @@ from distill.recipe import compare_recipes, recipe_variants, recipes
 from distill.recipe.recipes import Recipe
 from distill.report.page import Block, Paragraph, Table
 from distill.report.table_html_csv_latex import Column, ValueTable
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 
 
 def recipe_blocks(record: RunRecord) -> list[Block]:

@@ -24,8 +24,8 @@ from distill.runs.commands_to_repeat import (
     without_command,
 )
 from distill.runs.read_predictions import NOT_VERIFIED
+from distill.runs.read_run_folder import RunRecord, TestCurve, read
 from distill.runs.run_folder import RunFolder, early_end
-from distill.runs.run_record import RunRecord, TestCurve, read
 from distill.statistics import Interval
 
 PAGE = "report.html"

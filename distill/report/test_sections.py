@@ -33,8 +33,8 @@ from distill.report.page import (
 )
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.runs.read_predictions import Predictions
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.run_folder import is_tested
-from distill.runs.run_record import RunRecord
 from distill.statistics import Interval
 
 MOST_CONFUSED = 10  # number of pairs of classes shown

@@ -8,7 +8,7 @@ from distill.errors import UserError
 from distill.events import VALIDATED, End, Epoch, Event, Start
 from distill.files import run_json_schemas
 from distill.files.escape_text import visible
-from distill.recipe import network_cost
+from distill.recipe import describe_network
 from distill.recipe.recipes import Recipe
 from distill.runs.run_folder import FINISHED_EARLY, RunFolder
 
@@ -132,8 +132,8 @@ def _faults_of_network(run: RunFolder, recipe: Recipe, result: Mapping[str, Any]
         yield f"it is the result of a {result['role']}, which the recipe does not have"
         return
     n_classes = len(result["class_names"])
-    name = network_cost.summary(table, n_classes)
-    described = network_cost.describe(table, n_classes)
+    name = describe_network.summary(table, n_classes)
+    described = describe_network.describe(table, n_classes)
     network, parameters = result.get("network", name), result.get("parameters", 0)
     if network != name:
         yield f"its network is {visible(network)[:LONGEST_NAME]} instead of {name}"

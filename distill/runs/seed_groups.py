@@ -14,7 +14,7 @@ from distill.recipe.recipes import Recipe
 from distill.recipe.schema import LOGGING_AND_SAVING, Train
 from distill.runs import run_folder
 from distill.runs.check_runs_match import Seeds, distinct
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from distill.statistics import Interval, MeanAndInterval
 
 

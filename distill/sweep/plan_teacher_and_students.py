@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distill.errors import UserError
-from distill.recipe import recipe_for_role, recipes
+from distill.recipe import check_recipe_role, find_teacher_recipe, recipes
 from distill.recipe.recipes import ResolvedRecipe
 from distill.recipe.schema import STUDENT_READS
 from distill.recipe.validation import shorten
@@ -48,7 +48,7 @@ def teacher_recipe(spec: str, overrides: Sequence[str]) -> tuple[str, list[str]]
     `overrides` that describe the images or the teacher's network are added. Raises UserError if the
     text in [about] is not a command's, or names code: only what the user typed may run code.
     """
-    text = recipe_for_role.teacher_for(spec)
+    text = find_teacher_recipe.teacher_for(spec)
     try:
         name, *words = shlex.split(text)
     except ValueError:
@@ -81,7 +81,7 @@ def plan(
     One seed is that of the recipe; several are 0, 1, …. Raises RecipeError if a recipe cannot be
     trained, UserError if the student's loss terms need no teacher.
     """
-    recipe_for_role.check_student(student)
+    check_recipe_role.check_student(student)
     if not recipes.has_teacher(student.recipe):
         raise UserError(
             f"recipe {student.name} has no term that needs a teacher, so there is nothing to "
@@ -90,7 +90,7 @@ def plan(
         )
     run = None
     if teacher is not None:
-        recipe_for_role.check_teacher(teacher)
+        check_recipe_role.check_teacher(teacher)
         _check_hold_out(student, teacher)
         run = TeacherRun(teacher, RunFolder(parent / TEACHER))
     if n_seeds > 1:

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from distill.components.build_loss_terms import required_taps
 from distill.components.build_network import to_device
-from distill.components.loss_terms import required_taps
 from distill.data.loader import Loader
 from distill.recipe import recipe_variants, recipes, schema
 from distill.recipe.recipes import Recipe

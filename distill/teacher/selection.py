@@ -14,7 +14,7 @@ from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UserError
 from distill.files.escape_text import shell_word, visible
 from distill.format import counted
-from distill.recipe import recipe_for_role, recipe_variants, recipes
+from distill.recipe import find_teacher_recipe, recipe_variants, recipes
 from distill.recipe.recipes import Recipe
 from distill.recipe.schema import Student, Teacher
 from distill.recipe.validation import value_text
@@ -104,7 +104,7 @@ def _choose_teacher(
         "the recipe needs a teacher; none was named, and no finished one that fits this data is in "
         + " or ".join(f"{place}/" for place in places)
         + f".{''.join([*passed[:MOST_LISTED], *more])}\n"
-        f"Train one: python cli.py train-teacher --recipe {recipe_for_role.teacher_for(name)} "
+        f"Train one: python cli.py train-teacher --recipe {find_teacher_recipe.teacher_for(name)} "
         f"--data {recipe.data.source}\nOr name one with --teacher RUN."
     )
 

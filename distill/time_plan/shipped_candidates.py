@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from distill.recipe import recipe_for_role, recipe_variants, recipes
+from distill.recipe import find_teacher_recipe, recipe_variants, recipes
 from distill.recipe.recipes import About, Recipe
 from distill.runs.run_folder import Role
 
@@ -131,7 +131,7 @@ def _teacher_of(
     if student.role == "teacher" or not recipes.has_teacher(student.recipe):
         return None
     is_named = about.teacher not in ("", "none", "that of the recipe")
-    spec = about.teacher if is_named else recipe_for_role.teacher_for(student.recipe_spec)
+    spec = about.teacher if is_named else find_teacher_recipe.teacher_for(student.recipe_spec)
     return _training_of_command(commands.get(spec) or f"{VERBS['teacher']} --recipe {spec}")
 
 

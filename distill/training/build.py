@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.components import fingerprints
 from distill.components.build_accelerator import build_accelerator
+from distill.components.build_loss_terms import build_objective, required_taps
 from distill.components.build_network import (
     build_network,
     convert_sync_bn,
@@ -23,7 +24,6 @@ from distill.components.data_pipeline import (
     build_loader,
     split_images,
 )
-from distill.components.loss_terms import build_objective, required_taps
 from distill.data.loader import Loader
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import ImageSet, Progress

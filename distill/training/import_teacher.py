@@ -13,8 +13,8 @@ from torch import nn
 from distill.components import fingerprints
 from distill.components.build_accelerator import evaluation_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
+from distill.components.choose_normalisation import with_values
 from distill.components.data_pipeline import split_images
-from distill.components.normalisation import with_values
 from distill.components.read_test_split import SplitIdentity, identify_test, test_split
 from distill.data.image_set import SIDE, ImageSet
 from distill.data.sources import load_data_set

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from distill.components import fingerprints, normalisation
+from distill.components import choose_normalisation, fingerprints
 from distill.components.build_accelerator import build_accelerator
 from distill.components.build_network import build_network, network_name, to_device, with_code
 from distill.components.check_processes import check_same_inputs
@@ -46,7 +46,7 @@ from distill.teacher.teacher import FrozenTeacher
 from distill.training import (
     build,
     environment,
-    finish_with_best_weights,
+    finish_interrupted_run,
     loop,
     memory_need,
     minutes_to_steps,
@@ -150,8 +150,8 @@ def train_and_test(
         )
         yield start
         ready.state.preparation_s += time.monotonic() - began_at
-        if is_early := request.ends_early and finish_with_best_weights.is_cut_off(ready.state):
-            finish_with_best_weights.select_weights(ready.state)
+        if is_early := request.ends_early and finish_interrupted_run.is_cut_off(ready.state):
+            finish_interrupted_run.select_weights(ready.state)
         else:
             yield from loop.train(ready.state)
         yield from _finish(ready, start, is_early, progress)
@@ -200,7 +200,7 @@ def _prepare(
     state.stop_signal, state.progress = request.stop, progress
     resumed = checkpoints.resume(state) if request.resume else Resumed({}, ())
     if request.ends_early:
-        finish_with_best_weights.check_is_trained(state)
+        finish_interrupted_run.check_is_trained(state)
     hashes = _source_hashes(folder) if request.resume else [environment.source_hash()]
     notes = (
         *_notes_on_resuming(request, earlier, resumed),
@@ -309,10 +309,10 @@ def _with_images(recipe: Recipe, images: ImageSet, earlier: Recipe | None) -> Re
     """
     recipe = recipe_variants.with_data(recipe, size=None if images.size == SIDE else images.size)
     if earlier is None:
-        return normalisation.resolve(recipe, images)
+        return choose_normalisation.resolve(recipe, images)
     recipe = recipe_variants.with_size_and_normalisation_of(recipe, earlier)
     is_known = recipe.data.normalize == earlier.data.normalize
-    return recipe if is_known else normalisation.resolve(recipe, images)
+    return recipe if is_known else choose_normalisation.resolve(recipe, images)
 
 
 def _source_hashes(folder: RunFolder) -> list[str]:
@@ -545,7 +545,7 @@ def _write_result(ready: PreparedRun, start: Start, end: End, is_early: bool) ->
     """
     request, state, data = ready.request, ready.state, _data_of_result(ready)
     teachers = state.identity["teacher"]
-    early = finish_with_best_weights.described(state) if is_early else None
+    early = finish_interrupted_run.described(state) if is_early else None
     write_results.write_result(
         state.folder,
         request.recipe,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distill.components import normalisation
+from distill.components import choose_normalisation
 from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
@@ -64,7 +64,7 @@ def start_notes(
 
 def _normalisation_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note on the images' mean and std, if they are not CIFAR-10's by default."""
-    if normalises(state.model) and (note := normalisation.note(recipe)):
+    if normalises(state.model) and (note := choose_normalisation.note(recipe)):
         yield note
 
 

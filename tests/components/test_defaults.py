@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
+from distill.components.build_loss_terms import LOSSES
 from distill.components.data_pipeline import OPERATIONS
-from distill.components.loss_terms import LOSSES
 from distill.data.augment import crop_flip, mixup_cutmix, ricap
 from distill.losses.objective import LossSchedule
 from distill.recipe import loss_schema, lr_schedule, schema

@@ -22,8 +22,8 @@ from distill.export import huggingface, model_card, predictions_csv
 from distill.export.finished_run import load_finished
 from distill.report import comparison, page, run_report, table_html_csv_latex
 from distill.report.page import FigureBlock, Table
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.run_folder import RunFolder
-from distill.runs.run_record import RunRecord
 from distill.terminal.literal_console import LiteralConsole
 from distill.terminal.recipe_and_cache_tables import class_counts
 from tests.cli.command_line import ALONE, REPO, SMALL, RunCli, assert_refused, write_pets

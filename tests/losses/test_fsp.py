@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.components.loss_terms import build_objective
+from distill.components.build_loss_terms import build_objective
 from distill.errors import UnsuitableRecipe
 from distill.losses.fsp import FSP
 from distill.recipe import recipes

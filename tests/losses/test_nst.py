@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from distill.components.loss_terms import build_objective
+from distill.components.build_loss_terms import build_objective
 from distill.losses.nst import NST
 from distill.recipe import recipes
 from distill.recipe.loss_schema import taps

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.components.loss_terms import LOSSES
+from distill.components.build_loss_terms import LOSSES
 from distill.losses.objective import LossInputs, LossTerm, Objective, UnmixedTeacherLogits
 from distill.recipe.loss_schema import Losses
 from tests.losses.loss_inputs import LABELS, STUDENT, TEACHER, B, C, loss_inputs

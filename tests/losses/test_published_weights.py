@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distill.components.loss_terms import build_objective
+from distill.components.build_loss_terms import build_objective
 from distill.losses.objective import LossInputs, Objective
 from distill.recipe import recipes
 from tests.losses.loss_inputs import STUDENT, TEACHER, loss_inputs

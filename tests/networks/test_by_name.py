@@ -9,7 +9,7 @@ from torch import nn
 from distill.errors import UserError
 from distill.models import cost
 from distill.models.features import FeatureExtractor, tap_points
-from distill.recipe.network_cost import describe
+from distill.recipe.describe_network import describe
 from distill.recipe.schema import Student
 from networks import by_name, network_catalogue
 from students.resnet import Block, ResNet

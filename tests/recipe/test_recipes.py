@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.recipe import (
+    check_recipe_role,
     compare_recipes,
+    find_teacher_recipe,
     recipe_files,
-    recipe_for_role,
     recipe_variants,
     recipes,
 )
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 from distill.recipe.recipe_fingerprint import LATER_KEYS, recipe_fingerprint
 from distill.recipe.recipes import Recipe, RecipeError, load
 from distill.recipe.validation import leaves
@@ -96,7 +97,7 @@ def test_two_cores_commands_match_the_measurement() -> None:
     spec, *options = shlex.split(about.teacher)
     matched = load(spec, [option for option in options if option != "--set"]).recipe
     assert (matched.mix.cutmix, matched.train.epochs) == (None, made["teacher"][0]["epochs"])
-    assert recipe_for_role.teacher_for("kd_cutmix+two_cores") == about.teacher
+    assert find_teacher_recipe.teacher_for("kd_cutmix+two_cores") == about.teacher
     for text in (about.command.partition(" distill ")[2], about.teacher):
         assert text in (REPO / "README.md").read_text()
         assert text in (REPO / "results" / "README.md").read_text()
@@ -136,8 +137,8 @@ def test_shipped_recipes_have_their_documented_values() -> None:
     teacher = load("teacher_wrn").recipe
     assert teacher.loss.hard is not None
     assert teacher.loss.hard.label_smoothing == 0
-    recipe_for_role.check_teacher(load("teacher_wrn"))
-    recipe_for_role.check_teacher(load("teacher_wrn+quickstart"))
+    check_recipe_role.check_teacher(load("teacher_wrn"))
+    check_recipe_role.check_teacher(load("teacher_wrn+quickstart"))
     assert load("teacher_wrn+quickstart").recipe.teacher == load("kd+quickstart").recipe.teacher
 
 
@@ -162,7 +163,7 @@ def test_label_smoothing_ingredient_is_a_hundredth() -> None:
 
 @pytest.mark.parametrize("name", ["kd", "kd_cutmix", "student_alone", "function_matching", "tiny"])
 def test_every_student_stays_under_five_million(name: str) -> None:
-    recipe_for_role.check_student(load(name))
+    check_recipe_role.check_student(load(name))
     counted = count_networks(name)
     assert counted["parameters"] < 5_000_000
     assert counted["within_budget"]
@@ -182,24 +183,24 @@ def test_student_over_budget_is_counted_and_not_trained() -> None:
 
 def test_recipe_without_student_is_refused_by_distill() -> None:
     with pytest.raises(RecipeError, match=r"1 fault in teacher_wrn\n  student is missing; distill"):
-        recipe_for_role.check_student(load("teacher_wrn"))
+        check_recipe_role.check_student(load("teacher_wrn"))
     with pytest.raises(RecipeError, match="student is missing"):
         count_networks("teacher_wrn", ["teacher.network=timm/resnet18"])
     with pytest.raises(RecipeError, match="type train-teacher --recipe fast_teacher$"):
-        recipe_for_role.check_student(load("fast_teacher"))
-    recipe_for_role.check_teacher(load("fast_teacher"))
+        check_recipe_role.check_student(load("fast_teacher"))
+    check_recipe_role.check_teacher(load("fast_teacher"))
 
 
 def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     with pytest.raises(RecipeError) as error:
-        recipe_for_role.check_teacher(load("kd"))
+        check_recipe_role.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
         "RecipeError: 2 faults in kd",
         "  teacher is missing; train-teacher needs a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, but train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
     ]
-    recipe_for_role.check_teacher(load("tiny", ["loss.kd=false"]))
+    check_recipe_role.check_teacher(load("tiny", ["loss.kd=false"]))
 
 
 def test_a_claim_is_not_inherited(tmp_path: Path) -> None:
@@ -461,7 +462,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 @pytest.mark.long
 def test_reading_recipes_needs_no_torch() -> None:
     code = (
-        "import sys; from distill.recipe.count_networks import count_networks\n"
+        "import sys; from distill.recipe.count_parameters import count_networks\n"
         "from distill.recipe.recipes import load, shipped\n"
         "load('kd_cutmix+quickstart'); shipped(); count_networks('kd')\n"
         "print(*sorted({'torch', 'numpy', 'timm', 'rich'} & set(sys.modules)))"
@@ -491,7 +492,7 @@ def test_ingredient_alone_is_refused_with_advice() -> None:
     ],
 )
 def test_teacher_for_returns_the_teacher_command(name: str, teacher: str) -> None:
-    assert recipe_for_role.teacher_for(name) == teacher
+    assert find_teacher_recipe.teacher_for(name) == teacher
 
 
 @pytest.mark.parametrize("name", ["a\nb.toml", "a\nb/c"])

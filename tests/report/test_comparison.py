@@ -9,7 +9,7 @@ from distill.report import comparison
 from distill.report.curves_by_group import mean_line, overlay_curves
 from distill.report.page import FigureBlock, Table
 from distill.runs.epoch_series import Line
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.seed_groups import groups
 from tests.report.test_run_report import words
 from tests.runs.records import ALONE, averaged_alone, curve_of, record

@@ -8,7 +8,7 @@ from distill.events import Epoch, Event, Retry, Start
 from distill.report.curve_sections import POINTS, learning_curves, scheduled_lr
 from distill.report.page import FigureBlock
 from distill.report.plots import FEW_POINTS
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from tests.runs.records import record
 from tests.terminal.test_display_to_svg import START
 

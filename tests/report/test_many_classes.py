@@ -13,7 +13,7 @@ from distill.report import page, run_report
 from distill.report.page import FigureBlock, Table
 from distill.report.test_sections import EXTREMES
 from distill.runs.read_predictions import Predictions
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from tests.report.test_run_report import LAYERS, Reader
 from tests.runs.records import record
 

@@ -20,8 +20,8 @@ from distill.report import comparison, page, run_report
 from distill.report.page import FigureBlock, Page, Paragraph, Preformatted, Section, Table
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.journal import Journal
+from distill.runs.read_run_folder import RunRecord, read
 from distill.runs.run_folder import RunFolder
-from distill.runs.run_record import RunRecord, read
 from tests.make_runs import Events
 from tests.runs.records import ALONE, SCRIPT, averaged_alone, curve_of, hostile, predictions, record
 

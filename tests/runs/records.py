@@ -9,8 +9,8 @@ import numpy as np
 from distill.events import Epoch, Event, Step
 from distill.recipe import recipes
 from distill.runs.read_predictions import Predictions
+from distill.runs.read_run_folder import RunRecord, TestCurve
 from distill.runs.run_folder import RunFolder
-from distill.runs.run_record import RunRecord, TestCurve
 from tests.terminal.test_display_to_svg import START
 
 SCRIPT = "<script>alert(1)</script>"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill.errors import UserError
-from distill.runs import check_result, check_runs_match, run_record
+from distill.runs import check_result, check_runs_match, read_run_folder
 from distill.runs.run_folder import RunFolder, write_json
 from distill.runs.teacher_student_summary import summary_row
 
@@ -30,7 +30,7 @@ def changed(folder: Path, changes: dict[str, Any]) -> RunFolder:
 def test_unchanged_run_is_accepted(tmp_path: Path) -> None:
     run = changed(tmp_path / "run", {})
     check_runs_match.check_recipe_of_result(run)
-    assert run_record.read(run).parameters == 1454
+    assert read_run_folder.read(run).parameters == 1454
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_figures_that_contradict_the_recipe(
     tmp_path: Path, changes: dict[str, Any], fault: str
 ) -> None:
     run = changed(tmp_path / "run", changes)
-    for read in (run_record.read, lambda run: summary_row("student", run)):
+    for read in (read_run_folder.read, lambda run: summary_row("student", run)):
         with pytest.raises(UserError) as caught:
             read(run)
         assert f"result.json contradicts {fault}" in str(caught.value) or fault in str(caught.value)
@@ -91,7 +91,7 @@ def test_figures_that_contradict_the_journal(
     tmp_path: Path, changes: dict[str, Any], fault: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        run_record.read(changed(tmp_path / "run", changes))
+        read_run_folder.read(changed(tmp_path / "run", changes))
     assert fault in str(caught.value)
 
 
@@ -100,12 +100,12 @@ def test_journal_without_end_or_start(tmp_path: Path) -> None:
     lines = run.journal.read_text().splitlines(keepends=True)
     run.journal.write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=r"top1/val_ema of epoch 1 is 0.13 instead of 0.12\.\n"):
-        run_record.read(run)
+        read_run_folder.read(run)
     run.journal.write_text("".join(lines[1:]))
     with pytest.raises(UserError, match=r"journal.jsonl has no start event, .*\nRestore it, or"):
-        run_record.read(run)
+        read_run_folder.read(run)
     run.journal.unlink()
-    assert run_record.read(run).val_metric("top1") == 0.13
+    assert read_run_folder.read(run).val_metric("top1") == 0.13
 
 
 def test_calibration_error_is_that_of_predictions(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_calibration_error_is_that_of_predictions(tmp_path: Path) -> None:
     write_json(run.result_file, result)
     run.journal.unlink()  # it is compared first
     with pytest.raises(UserError, match=r"ece/test = 0.10 %, but the predictions in .* 3.17 %"):
-        run_record.read(run)
+        read_run_folder.read(run)
 
 
 def test_names_without_fingerprint_need_old_result(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_names_without_fingerprint_need_old_result(tmp_path: Path) -> None:
 def test_size_of_own_network_fits_weights(
     tmp_path: Path, parameters: int, is_possible: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_result.network_cost, "describe", lambda *_: None)
-    monkeypatch.setattr(check_result.network_cost, "summary", lambda *_: "ResNet [1, 1] 4-8")
+    monkeypatch.setattr(check_result.describe_network, "describe", lambda *_: None)
+    monkeypatch.setattr(check_result.describe_network, "summary", lambda *_: "ResNet [1, 1] 4-8")
     run = changed(tmp_path / "run", {"parameters": parameters})
     if is_possible:
         check_runs_match.check_recipe_of_result(run)

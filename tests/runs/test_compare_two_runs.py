@@ -15,7 +15,7 @@ from scipy import stats
 import cli
 from distill.errors import UserError
 from distill.metrics import measures
-from distill.recipe import network_cost, recipes
+from distill.recipe import describe_network, recipes
 from distill.runs.compare_two_runs import Comparison, compare
 from distill.runs.read_predictions import Predictions
 from distill.runs.run_folder import RunFolder, write_json, write_text
@@ -40,10 +40,10 @@ def finished(
     measured = measures(logits, np.array(labels))
     table = recipe.teacher if changes.get("role") == "teacher" else recipe.student
     assert table is not None
-    described = network_cost.describe(table, len(class_names))
+    described = describe_network.describe(table, len(class_names))
     assert described is not None
     result: dict[str, Any] = {
-        "role": "student", "recipe": "tiny", "network": network_cost.summary(table),
+        "role": "student", "recipe": "tiny", "network": describe_network.summary(table),
         "parameters": described.parameters, "class_names": class_names,
         "data": {"fingerprint": "f00d", "test_fingerprint": "7e57"},
         "metrics": {f"{name}/test": measured[name] for name in ("top1", "ece")} | {"top1/val": 0.6},

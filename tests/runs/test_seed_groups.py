@@ -7,7 +7,7 @@ import pytest
 
 from distill import statistics
 from distill.runs.read_predictions import Predictions
-from distill.runs.run_record import RunRecord
+from distill.runs.read_run_folder import RunRecord
 from distill.runs.seed_groups import group_difference, group_differences, groups
 from tests.runs.records import ALONE, LABELS, record
 

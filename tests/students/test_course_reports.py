@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distill.recipe import recipes
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 
 ROOT = Path(__file__).parents[2]
 KNOWN = json.loads((ROOT / "tests/students/architectures.json").read_text())["rows"]

@@ -15,7 +15,7 @@ from distill.events import TOTAL
 from distill.losses.objective import LossInputs, UnmixedTeacherLogits
 from distill.models.features import ModelOutput
 from distill.recipe import recipes
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 from distill.recipe.loss_schema import TEACHERS, Losses
 from distill.teacher import selection
 from distill.teacher.teacher import Teacher

@@ -12,7 +12,7 @@ import pytest
 from distill.data.image_set import Progress
 from distill.errors import UserError
 from distill.recipe import recipes
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 from distill.recipe.recipes import About
 from distill.time_plan import shipped_candidates, time_plan
 from distill.time_plan.shipped_candidates import Candidate, PlannedTraining, training

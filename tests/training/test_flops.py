@@ -6,7 +6,7 @@ from distill.components.build_network import build_network
 from distill.errors import UnsuitableRecipe
 from distill.models import cost
 from distill.recipe import recipes
-from distill.recipe.count_networks import count_networks
+from distill.recipe.count_parameters import count_networks
 from distill.training import flops
 from distill.training.flops import ImageCounts, NetworkCost
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from distill.errors import UserError
-from distill.recipe import network_cost
-from distill.recipe.recipe_for_role import check_student
+from distill.recipe import describe_network
+from distill.recipe.check_recipe_role import check_student
 from distill.recipe.recipes import load_over_budget
 from distill.recipe.schema import DEFAULT_SIZE, Recipe, Student, Teacher
 from students.design import Design
@@ -36,7 +36,7 @@ def count_networks(
     if student is not None or not of_teacher:
         counted |= _counted_student(resolved.recipe, check_student(resolved), count_built)
     if teacher is not None and of_teacher:
-        counted["teacher"] = network_cost.summary(teacher, size=size)
+        counted["teacher"] = describe_network.summary(teacher, size=size)
     return counted | {f"teacher_{name}": n for name, n in of_teacher.items()}
 
 
@@ -46,7 +46,7 @@ def _count_network(
     """Return `parameters`, `trainable` and `macs` of a table's network; empty if only building it
     shows them and there is no `count_built`.
     """
-    described = network_cost.describe(table, size=recipe.data.image_size)
+    described = describe_network.describe(table, size=recipe.data.image_size)
     if described is not None:
         return {name: getattr(described, name) for name in ("parameters", "trainable", "macs")}
     role: Literal["student", "teacher"] = "student" if isinstance(table, Student) else "teacher"
@@ -60,7 +60,7 @@ def _counted_student(
     if not counts:
         raise UserError(f"{student.network} is counted when it is built; type distill to build it.")
     return {
-        "network": network_cost.summary(student, size=recipe.data.image_size),
+        "network": describe_network.summary(student, size=recipe.data.image_size),
         **counts,
         "max_params": student.max_params,
         "within_budget": counts["parameters"] < student.max_params,
@@ -75,7 +75,7 @@ def design_of(spec: str, overrides: Sequence[str] = ()) -> tuple[Design, str]:
     """
     resolved = load_over_budget(spec, overrides)
     student, size = check_student(resolved), resolved.recipe.data.image_size
-    if not network_cost.is_described_by_design(student):
+    if not describe_network.is_described_by_design(student):
         raise UserError(
             f"the student is {student.network}: it cannot be checked, because the rules are for "
             "residual networks that a recipe describes by stages, blocks and width.\n"

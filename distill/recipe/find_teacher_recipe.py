@@ -1,11 +1,9 @@
-"""Check that train-teacher or distill can use a recipe, and name the recipe of its teacher."""
+"""Find the recipe of the teacher that a recipe's student needs."""
 
 from contextlib import suppress
 
-from distill.recipe.loss_schema import TEACHERS
 from distill.recipe.recipe_files import parsed, shipped_paths
-from distill.recipe.recipes import RecipeError, ResolvedRecipe, has_teacher, load, shipped
-from distill.recipe.schema import Recipe, Student
+from distill.recipe.recipes import RecipeError, has_teacher, load, shipped
 
 
 def teacher_for(name: str) -> str:
@@ -57,39 +55,3 @@ def _teacher_options(base: str, ingredient: str) -> str:
             if name == ingredient and spec == f"{base}+{ingredient}":
                 return options
     return ""
-
-
-def check_teacher(resolved: ResolvedRecipe) -> None:
-    """Raise RecipeError if train-teacher cannot use the recipe.
-
-    It needs a [teacher] table, and no loss term may need a teacher.
-    """
-    recipe, origins = resolved.recipe, resolved.origins
-    faults = []
-    if recipe.teacher is None:
-        faults.append("teacher is missing; train-teacher needs a [teacher] table")
-    for name, term in recipe.loss.terms().items():
-        if term.needs & TEACHERS:
-            origin = origins[f"loss.{name}.weight"]
-            faults.append(
-                f"loss.{name} ({origin}) needs a teacher, but train-teacher has none; "
-                f"type --set loss.{name}=false{_hard_weight_option(recipe)}"
-            )
-    if faults:
-        raise RecipeError(resolved.name, faults)
-
-
-def _hard_weight_option(recipe: Recipe) -> str:
-    """Return the --set that sets the weight of the loss term on labels to 1; empty if it is 1."""
-    hard = recipe.loss.hard
-    return " --set loss.hard.weight=1" if hard is None or hard.weight != 1 else ""
-
-
-def check_student(resolved: ResolvedRecipe) -> Student:
-    """Return the [student] table; raise RecipeError if distill cannot use the recipe without it."""
-    if resolved.recipe.student is None:
-        fault = "student is missing; distill needs a [student] table, as in kd"
-        if resolved.recipe.teacher is not None:
-            fault += f"; for its teacher type train-teacher --recipe {resolved.name}"
-        raise RecipeError(resolved.name, [fault])
-    return resolved.recipe.student

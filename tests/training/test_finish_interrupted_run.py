@@ -20,7 +20,7 @@ from distill.evaluation.predict_split import evaluate_network
 from distill.events import End, Epoch, Start, Step
 from distill.models import checkpoint
 from distill.recipe import recipe_variants, recipes
-from distill.runs import read_predictions, run_record, seed_groups, teacher_student_summary
+from distill.runs import read_predictions, read_run_folder, seed_groups, teacher_student_summary
 from distill.runs.list_runs import list_runs
 from distill.runs.run_folder import Role, RunFolder, early_end
 from distill.terminal.runs_table import state_text
@@ -239,7 +239,7 @@ def test_early_runs_are_no_seeds_of_whole_ones(tmp_path: Path) -> None:
     early = cut_off(tmp_path / "early", *ALONE, step=15, epochs=1)
     finish(early)
     whole, _ = train(tmp_path / "whole", *ALONE, "train.seed=1")
-    groups = seed_groups.groups([run_record.read(early), run_record.read(whole)])
+    groups = seed_groups.groups([read_run_folder.read(early), read_run_folder.read(whole)])
     assert [len(group.records) for group in groups] == [1, 1]
 
 

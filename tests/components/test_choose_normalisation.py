@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.components import normalisation
+from distill.components import choose_normalisation
 from distill.components.build_network import build_network, load_trained
 from distill.data.channel_statistics import mean_and_std
 from distill.data.image_set import ImageSet
@@ -39,7 +39,7 @@ def noise(published: str | None) -> ImageSet:
 
 def resolved(published: str | None, *overrides: str) -> object:
     recipe = recipes.load("tiny", overrides).recipe
-    return normalisation.resolve(recipe, noise(published)).data.normalize
+    return choose_normalisation.resolve(recipe, noise(published)).data.normalize
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_recipe_of_a_run_has_the_values(
 
 def test_default_does_not_change_fingerprints() -> None:
     recipe = recipes.load("tiny").recipe
-    assert normalisation.resolve(recipe, noise("cifar10")) == recipe
+    assert choose_normalisation.resolve(recipe, noise("cifar10")) == recipe
     assert "normalize" not in recipes.dumps(recipe).split("[data]")[1].split("[")[0]
-    other = normalisation.resolve(recipe, noise("cifar100"))
+    other = choose_normalisation.resolve(recipe, noise("cifar100"))
     assert recipe_fingerprint(other) != recipe_fingerprint(recipe)
     assert recipes.loads(recipes.dumps(other), "again") == other
 
@@ -80,14 +80,14 @@ def test_published_values_of_each_layout() -> None:
 def test_cifar10_in_class_folders_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(None)
     monkeypatch.setitem(load_data_set.GENUINE, images.fingerprint, "CIFAR-10, train split")
-    assert normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize is None
+    assert choose_normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize is None
 
 
 def test_cifar100_in_class_folders_keeps_computed_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in earlier versions, so that their runs can be resumed."""
     images = noise(None)
     monkeypatch.setitem(load_data_set.GENUINE, images.fingerprint, "CIFAR-100, train split")
-    chosen = normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize
+    chosen = choose_normalisation.resolve(recipes.load("tiny").recipe, images).data.normalize
     assert chosen == mean_and_std(images.images)
 
 
@@ -129,7 +129,7 @@ def test_run_on_class_folders_keeps_computed_values(
 
 
 def as_earlier_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalisation, "resolve", lambda recipe, images: recipe)
+    monkeypatch.setattr(choose_normalisation, "resolve", lambda recipe, images: recipe)
 
 
 @pytest.mark.long
