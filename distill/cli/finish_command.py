@@ -107,5 +107,5 @@ def _name(folder: "RunFolder") -> str:
     """Return the name of the run's recipe as its training was started with it."""
     from distill.runs import journal
 
-    starts = [row for row in journal.read(folder.journal) if row["event"] == "start"]
-    return str(starts[-1]["recipe"]) if starts else folder.recipe.stem
+    names = [row.get("recipe") for row in journal.read(folder.journal) if row["event"] == "start"]
+    return str(names[-1] or folder.recipe.stem) if names else folder.recipe.stem

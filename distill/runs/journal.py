@@ -7,6 +7,7 @@ are the event's fields (`distill/events.py`). A number that is not finite is wri
 that every line is valid JSON.
 """
 
+import itertools
 import json
 import math
 import os
@@ -207,10 +208,15 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
     rows = read(path)
     if path.exists():  # rewritten in any case, to drop a partial line or a hard link
         before = [row for row in rows if is_before(row, first_step, first_epoch)]
-        unsaved = [row for row in before if row["event"] == "retry"][retries:]
         if retries is not None:
-            before = [row for row in before if row not in unsaved]
+            before = _without_later_retries(before, retries)
         write_text(path, "".join(json.dumps(row) + "\n" for row in before))
+
+
+def _without_later_retries(rows: list[dict[str, Any]], retries: int) -> list[dict[str, Any]]:
+    """Return the lines without those of retries after the first `retries` ones."""
+    number = itertools.count()
+    return [row for row in rows if row["event"] != "retry" or next(number) < retries]
 
 
 def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
@@ -219,7 +225,8 @@ def is_before(row: dict[str, Any], step: int, epoch: int) -> bool:
     Both are compared, since the last step of an epoch and the end of the epoch have the same number
     of steps. An `End` is after every step.
     """
-    steps, epochs = (row.get(key, row.get(f"first_{key}", 0)) for key in ("step", "epoch"))
+    prefix = "first_" if row["event"] in ("start", "retry") else ""
+    steps, epochs = row.get(f"{prefix}step", 0), row.get(f"{prefix}epoch", 0)
     return bool(row["event"] != "end" and steps <= step and epochs <= epoch)
 
 

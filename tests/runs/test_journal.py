@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -201,6 +202,33 @@ def test_unsaved_retry_is_written_once(tmp_path: Path) -> None:
     path.unlink()
     write(path, *before, start(10), back)
     assert journal.events(path) == [start(), step(10), epoch(1), start(10), back]
+
+
+def test_equal_retries_are_counted_apart(tmp_path: Path) -> None:
+    """The journal has one retry twice; the checkpoint counts the first of them."""
+    path, back = tmp_path / "journal.jsonl", Retry(12, 10, 1, 0.5, "not finite in step 12")
+    lines = [journal.line(event) for event in (start(), step(10), epoch(1), back)]
+    path.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    write(path, replace(start(10), retries=1))
+    assert [type(event) for event in journal.events(path)] == [Start, Step, Epoch, Retry, Start]
+
+
+def test_rewinding_many_retries_takes_linear_time(tmp_path: Path) -> None:
+    path, back = tmp_path / "journal.jsonl", Retry(12, 10, 1, 0.5, "not finite in step 12")
+    rows = [json.loads(journal.line(back)) | {"i": i} for i in range(20_000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    begun = time.process_time()
+    journal.rewind(path, 10, 1, retries=0)
+    assert time.process_time() - begun < 10
+    assert path.read_text() == ""
+
+
+def test_unknown_keys_of_a_line_do_not_place_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    row = json.loads(journal.line(start())) | {"step": "x", "epoch": [9]}
+    path.write_text(json.dumps(row) + "\n")
+    journal.rewind(path, 10, 1)
+    assert journal.read(path) == [row]
 
 
 def test_lines_before_resumed_step_are_unchanged(tmp_path: Path) -> None:
