@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import MISSING, asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -167,9 +167,7 @@ def events(path: Path) -> list[Event]:
     try:
         return [event(row) for row in read(path)]
     except TypeError as fault:
-        raise run_json_schemas.damaged(
-            path, f"an event lacks a field ({fault})", "Move it away."
-        ) from None
+        raise run_json_schemas.damaged(path, str(fault), "Move it away.") from None
 
 
 def line(event: Event) -> str:
@@ -183,6 +181,13 @@ def event(row: dict[str, Any]) -> Event:
     """Return the event of one parsed line. Raises TypeError if a field is missing."""
     kind = KINDS[row["event"]]
     fields = kind.__dataclass_fields__
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing := [name for name in required if name not in row]:
+        raise TypeError(f"the event `{row['event']}` lacks {', '.join(missing)}")
     return kind(**{key: field_from_json(key, value) for key, value in row.items() if key in fields})
 
 

@@ -39,13 +39,14 @@ def stopped(run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder
 
 
-def test_journal_without_a_recipe_is_finished(run_cli: RunCli, stopped: RunFolder) -> None:
+def test_journal_without_a_recipe_is_refused(run_cli: RunCli, stopped: RunFolder) -> None:
     first, *others = stopped.journal.read_text().splitlines(keepends=True)
     row = json.loads(first)
     del row["recipe"]
     stopped.journal.write_text("".join([json.dumps(row) + "\n", *others]))
-    done = run_cli("finish", stopped.path)
-    assert done.code == 0, done.err
+    refused = run_cli("finish", stopped.path)
+    assert refused.code == 2
+    assert "journal.jsonl is damaged: the event `start` lacks recipe." in refused.err
 
 
 def test_cut_off_run_becomes_a_run_like_others(

@@ -143,7 +143,9 @@ def test_line_that_is_no_event_is_named(tmp_path: Path, line: str, fault: str) -
 def test_event_without_a_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"event": "step"}\n')
-    with pytest.raises(UserError, match="journal.jsonl is damaged: an event lacks a field"):
+    with pytest.raises(
+        UserError, match="journal.jsonl is damaged: the event `step` lacks step, epoch"
+    ):
         journal.events(path)
 
 
