@@ -37,6 +37,7 @@ MARKDOWN = re.compile(
 LONGEST_NAME = 200  # bytes of a name that a user chooses for a folder
 # A spreadsheet runs a cell that begins with one of these; the last four are full-width characters.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+NEXT_CELL = re.compile(rf"([;|]\s*)(?=[{re.escape(''.join(FORMULA))}])")
 
 
 def visible(text: str) -> str:
@@ -149,10 +150,11 @@ def csv_cell(text: str) -> str:
     """Escape a CSV value so that no spreadsheet runs it as a formula.
 
     A `'` is put before a value that begins with `=`, `+`, `-`, `@` (normal or full-width), a tab or
-    a carriage return. Numbers with a sign are unchanged. Commas, quotes and line ends are left for
+    a carriage return, and before these characters behind `;` or `|`, at which some spreadsheets
+    begin a new cell. Numbers with a sign are unchanged. Commas, quotes and line ends are left for
     the csv module to quote.
     """
-    shown = visible(text)
+    shown = visible(NEXT_CELL.sub(r"\1'", text))
     return f"'{shown}" if text.startswith(FORMULA) and not _is_number(text) else shown
 
 

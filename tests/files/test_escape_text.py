@@ -59,6 +59,14 @@ def test_markdown_keeps_a_harmless_name():
     assert escape_text.markdown_block("a\n```\nb", "toml") == "````toml\na\n```\nb\n````"
 
 
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("a;=1+1", "a;'=1+1"), ("a| @x;-1", "a| '@x;'-1"), ("a;b|c", "a;b|c"), ("a=b;1", "a=b;1")],
+)
+def test_csv_cell_has_no_formula_behind_separators(text: str, cell: str) -> None:
+    assert escape_text.csv_cell(text) == cell
+
+
 def test_csv_cell_is_not_a_formula():
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows([escape_text.csv_cell(name)] for name in NAMES)
