@@ -11,6 +11,7 @@ from torch import nn
 from distill.components import choose_normalisation
 from distill.data.sources.load_data_set import ImageSet
 from distill.errors import UnsuitableRecipe, UserError
+from distill.files import run_json_schemas
 from distill.format import counted, format_size
 from distill.models import checkpoint, cost
 from distill.models.convolutions_of_small_maps import use_matrix_products
@@ -233,7 +234,8 @@ def load_trained_and_sha256(run: RunFolder) -> tuple[nn.Module, str]:
     """Load a finished run's network, on the CPU, in eval mode; return it and its file's sha256.
 
     The sha256, hex, is that of the bytes that were loaded. Raises UserError if recipe.toml changed
-    after the run finished, or if the weights file is not the one that the run wrote.
+    after the run finished, if the weights file is not the one that the run wrote, or if result.json
+    has another number of parameters.
     """
     check_runs_match.check_recipe_of_result(run)
     recipe, result = recipes.read(run.recipe), run.result()
@@ -241,4 +243,10 @@ def load_trained_and_sha256(run: RunFolder) -> tuple[nn.Module, str]:
     check_weights_file(recipe, run.role, n_classes, weights)
     net = build_network(recipe, run.role, n_classes)
     checkpoint.load_weights(weights, net, result["weights"])
+    found, recorded = cost.count_parameters(net), result.get("parameters")
+    if recorded not in (None, found):
+        raise UserError(
+            f"{run.result_file} contradicts the network: it has {recorded:,} parameters instead of "
+            f"{found:,}.\n{run_json_schemas.RETRAIN}"
+        )
     return net.eval(), result["weights"]

@@ -36,6 +36,7 @@ RETRAIN = "Restore the file, or train that run again in another --out."
 
 # Classes of a data set: enough for ImageNet. A confusion matrix has their square of numbers.
 MOST_CLASSES = 2_000
+MOST_TEACHERS = 1_000  # of a run
 
 Text = Annotated[str, Field(max_length=4096)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -108,11 +109,13 @@ class TeacherResult(BaseModel):
 
     model_config = OPEN
 
-    runs: list[Text]
+    runs: Annotated[list[Text], Field(max_length=MOST_TEACHERS)]
     fingerprint: Text
     top1: Share | None
     top1_images: Count | None = None  # images that `top1` was measured on
-    imported: list[Text] = []  # those whose weights another program trained
+    imported: Annotated[
+        list[Text], Field(max_length=MOST_TEACHERS)
+    ] = []  # those whose weights another program trained
 
 
 class ImportedTable(BaseModel):

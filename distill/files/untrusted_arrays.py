@@ -9,6 +9,7 @@ archive whose arrays are read one at a time, when they are accessed.
 import io
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,10 +75,12 @@ def from_bytes(
 ) -> NDArray[Any]:
     """Return the bytes `content` as an array, without a copy; `fortran`: in column-major order.
 
-    Raises InvalidArray unless an array of this shape and dtype has exactly as many bytes.
+    Raises InvalidArray unless an array of this shape and dtype has exactly as many bytes, and if it
+    has text with characters beyond Unicode.
     """
     sides = check_shape(shape, dtype, len(content))
     flat = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
+    _check_text(flat)
     return flat.reshape(sides, order="F" if fortran else "C")
 
 
@@ -216,7 +219,19 @@ def _read_array(file: Any, n_bytes: int) -> NDArray[Any]:
     layout = _read_layout(file, n_bytes)
     array = np.empty(layout.shape, layout.dtype, order="F" if layout.is_fortran else "C")
     _read_elements(file, array)
+    _check_text(array)
     return array
+
+
+def _check_text(array: NDArray[Any]) -> None:
+    """Raise InvalidArray if a contiguous array of text has characters beyond Unicode.
+
+    numpy would convert them to invalid strings, which later fail wherever they are used.
+    """
+    if array.dtype.kind == "U" and array.size:
+        codes = array.ravel(order="K").view(f"{array.dtype.byteorder}u4")
+        if codes.max() > sys.maxunicode:
+            raise InvalidArray("has text with characters beyond Unicode")
 
 
 def _read_layout(file: Any, n_bytes: int) -> _Layout:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, isnan
+from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
@@ -14,6 +15,7 @@ from distill.runs.run_folder import FINISHED_EARLY, RunFolder
 
 LONGEST_NAME = 80  # characters of a network's name in a message
 MOST_FAULTS = 10  # in a message
+TIMM = "timm/"  # begins the names of timm's networks
 BYTES = 4  # of a parameter: the final weights are float32
 
 
@@ -140,8 +142,20 @@ def _faults_of_network(run: RunFolder, recipe: Recipe, result: Mapping[str, Any]
     if described is not None and "parameters" in result and parameters != described.parameters:
         yield f"it has {parameters:,} parameters instead of {described.parameters:,}"
     weights = run.weights(result["role"])
-    if described is None and weights.is_file() and BYTES * parameters > weights.stat().st_size:
-        yield f"it has {parameters:,} parameters, which {weights.name} is too small for"
+    if described is None and weights.is_file():
+        n_bytes = _bytes_of_tensors(weights)
+        if BYTES * parameters > n_bytes:
+            yield f"it has {parameters:,} parameters, which {weights.name} is too small for"
+        # The file has buffers too: means and variances of batch norms, fewer than parameters.
+        if "parameters" in result and network.startswith(TIMM) and 2 * BYTES * parameters < n_bytes:
+            yield f"it has {parameters:,} parameters, which {weights.name} is too large for"
+
+
+def _bytes_of_tensors(weights: Path) -> int:
+    """Return the size of a safetensors file without its header, whose length it begins with."""
+    with weights.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return max(0, weights.stat().st_size - 8 - header)
 
 
 def _faults_of_epochs(recipe: Recipe, result: Mapping[str, Any]) -> Iterator[str]:

@@ -26,7 +26,7 @@ NLL_TOLERANCE = 1e-3  # relative
 ECE_TOLERANCE = 1e-3  # of a calibration error, 0..1; rounding may move two images to other bins
 # Limits of what is read, checked before memory is reserved.
 MOST_LOGITS = 50_000_000  # logits of a split, as many as ImageNet's 50,000 images of 1,000 classes
-MOST_IMAGES = 1_000_000  # images of a split
+MOST_IMAGES = 200_000  # images of a split
 MOST_MISTAKES = 1_000  # images; a run saves 64
 LARGEST_SIDE = 128  # pixels of an image that is trained on
 UNREADABLE = (OSError, ValueError, TypeError, MemoryError)
@@ -165,14 +165,15 @@ def _unreadable(path: Path, fault: object) -> UserError:
 
 
 def read_run(run: RunFolder) -> Predictions | None:
-    """Read a run's evaluation.npz; None if the file is absent.
+    """Read a run's evaluation.npz; None if the file is absent or the run is not finished.
 
     Raises UserError if it is damaged or if its number of classes differs from the run's. Raises
     ContradictsPredictions if its sha256 differs from the one in result.json (earlier versions
     recorded none), or if accuracies or NLL in result.json are not those of the predictions.
     """
-    path = run.evaluation
-    result = run.result() if run.is_finished else {}
+    if not run.is_finished:
+        return None
+    path, result = run.evaluation, run.result()
     expected = result.get("evaluation")
     n_images = result.get("data", {}).get("test_images")
     if expected is None and n_images is not None and is_tested(result):

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from distill.events import MEASURES, VALIDATED, measure_name
 from distill.recipe.constraints import Fault, did_you_mean
 from distill.recipe.validation import (
+    MOST_KEYS,
     Values,
     allowed_values_text,
     check,
@@ -75,10 +76,12 @@ def _study_faults(file: SweepFile) -> Iterator[str]:
 def _space_faults(spaces: Mapping[str, Space]) -> Iterator[str]:
     """Yield a message for each key that no recipe has, each invalid value, each key set twice."""
     seen: dict[str, str] = {}
+    n_unknown = 0
     for name, space in spaces.items():
         for key in keys_of(name, space):
             if key not in keys():
-                near = get_close_matches(key, keys(), n=1)
+                n_unknown += 1
+                near = get_close_matches(key, keys(), n=1) if n_unknown <= MOST_KEYS else []
                 yield f"space.{name}: {key} is not a key of a recipe{did_you_mean(*near)}"
             elif key in seen:
                 yield f"space.{name} and space.{seen[key]} both set {key}; give one of them"

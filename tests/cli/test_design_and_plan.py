@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe import count_networks, recipes
+from distill.recipe import recipes
+from distill.recipe.count_parameters import design_of
 from distill.time_plan import time_plan
 from distill.time_plan.shipped_candidates import Candidate, training
 from tests.cli.command_line import REPO, RunCli, assert_refused
@@ -161,7 +162,7 @@ def test_designs_name_their_rules_and_a_command(run_cli: RunCli) -> None:
         "--set student.blocks=2 --set student.width=85"
     )
     sets = command.split(" --set ")[1:]
-    assert count_networks.design_of("student_alone", sets)[0].parameters == 4_895_755
+    assert design_of("student_alone", sets)[0].parameters == 4_895_755
 
 
 def test_design_refuses_wrong_requests(run_cli: RunCli) -> None:

@@ -64,6 +64,19 @@ def test_loading_compares_size_before_building(
         load_trained(copied)
 
 
+def test_recorded_parameters_are_those_of_the_network(
+    copied: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = json.loads(copied.result_file.read_text())
+    found = result["parameters"]
+    copied.result_file.write_text(json.dumps(result | {"parameters": 1234}))
+    nothing = lambda _: None  # noqa: E731
+    monkeypatch.setattr(build_network.check_runs_match, "check_recipe_of_result", nothing)
+    match = f"contradicts the network: it has 1,234 parameters instead of {found:,}."
+    with pytest.raises(UserError, match=match):
+        load_trained(copied)
+
+
 def test_paths_may_be_edited(distilled: tuple[RunFolder, object], tmp_path: Path) -> None:
     run = RunFolder(shutil.copytree(distilled[0].path, tmp_path / "run"))
     recipe = recipe_variants.with_source(recipes.read(run.recipe), "moved/data")

@@ -158,6 +158,21 @@ def test_false_member_sizes_are_refused(
         images_to_predict.load(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("code", [0x110000, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_text_beyond_unicode_is_refused(code: int, order: str, tmp_path: Path) -> None:
+    codes = np.array([[65, code]], f"{order}u4")
+    content = npy(codes, descr=f"'{order}U2'", shape="(1,)")
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(InvalidArray, match="has text with characters beyond Unicode"):
+        read_npy(tmp_path / "a.npy")
+    with pytest.raises(InvalidArray, match="has text with characters beyond Unicode"):
+        untrusted_arrays.from_bytes(codes.tobytes(), np.dtype(f"{order}U2"), (1,), fortran=False)
+    codes[0, 1] = 0x10FFFF
+    (tmp_path / "a.npy").write_bytes(npy(codes, descr=f"'{order}U2'", shape="(1,)"))
+    assert read_npy(tmp_path / "a.npy").tolist() == ["A\U0010ffff"]
+
+
 def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
     content = bytearray(
         zipped(tmp_path / "a.npz", zipfile.ZIP_STORED, data=npy(PIXELS)).read_bytes()

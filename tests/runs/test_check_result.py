@@ -142,3 +142,23 @@ def test_size_of_own_network_fits_weights(
     else:
         with pytest.raises(UserError, match="parameters, which student.safetensors is too small"):
             check_runs_match.check_recipe_of_result(run)
+
+
+@pytest.mark.parametrize(("parameters", "is_possible"), [(1454, True), (100, False)])
+def test_size_of_timm_network_is_that_of_weights(
+    tmp_path: Path, parameters: int, is_possible: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_result.describe_network, "describe", lambda *_: None)
+    monkeypatch.setattr(check_result.describe_network, "summary", lambda *_: "timm/x")
+    run = changed(tmp_path / "run", {"parameters": parameters, "network": "timm/x"})
+    if is_possible:
+        check_runs_match.check_recipe_of_result(run)
+    else:
+        with pytest.raises(UserError, match="100 parameters, which student.safetensors is too la"):
+            check_runs_match.check_recipe_of_result(run)
+
+
+def test_number_of_teachers_is_bounded(tmp_path: Path) -> None:
+    runs = [f"runs/{i}" for i in range(1_001)]
+    with pytest.raises(UserError, match=r"result.json is damaged: .*teacher\.runs"):
+        changed(tmp_path / "run", {"teacher.runs": runs}).result()

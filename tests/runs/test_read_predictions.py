@@ -145,10 +145,10 @@ def test_arrays_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("name", "shape", "n_images", "fault"),
     [
-        ("logits", (6_000_000, 10), None, "at most 1,000,000 images and 50,000,000 numbers"),
+        ("logits", (6_000_000, 10), None, "at most 200,000 images and 50,000,000 numbers"),
         ("logits", (6_000_000, 10), 400, "the run was tested on 400 images"),
         ("labels", (399,), 400, "the run was tested on 400 images"),
-        ("val_logits", (30_000, 2_000), 400, "at most 1,000,000 images and 50,000,000 numbers"),
+        ("val_logits", (30_000, 2_000), 400, "at most 200,000 images and 50,000,000 numbers"),
         ("logits", (400, 2_001), 400, "at most 2,000 classes are read"),
         ("mistakes", (60_000_000,), 400, "at most 1,000 images and"),
         ("mistake_pixels", (1, 3, 6000, 6000), 400, "at most 1,000 images of at most 128x128"),
@@ -167,6 +167,14 @@ def test_large_arrays_are_refused_before_they_are_read(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size < 200_000 and peak < 2_000_000
+
+
+def test_predictions_of_an_unfinished_run_are_not_read(tmp_path: Path) -> None:
+    """Nothing says how many test images it would have; a small file may hold very many."""
+    run = finished(tmp_path / "a", ANSWERS_A)
+    assert read_run(run) is not None
+    run.result_file.unlink()
+    assert read_run(run) is None
 
 
 def test_number_of_images_is_that_of_result(tmp_path: Path) -> None:

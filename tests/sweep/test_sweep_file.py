@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ def test_keys_and_values_are_checked_by_the_recipe() -> None:
     ):
         assert text.count(found) == 1, (found, text)
     assert lines[0] == "7 faults in mine.toml"
+
+
+def test_thousands_of_unknown_keys_are_refused_quickly() -> None:
+    begun = time.process_time()
+    lines = refused(space={f"optim.lrr{i}": LR for i in range(3_000)}, study={"trials": 2})
+    assert time.process_time() - begun < 5
+    assert lines[0].startswith("3000 faults")
 
 
 def test_a_grid_is_not_trained_twice() -> None:
