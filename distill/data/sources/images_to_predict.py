@@ -198,10 +198,7 @@ def _ids(arrays: Mapping[str, Any], n: int, notes: list[str]) -> tuple[str, ...]
         notes.append(f"the file has no ids: the images are numbered 0..{n - 1:,}")
         return tuple(map(str, range(n)))
     ids = arrays["ids"]
-    try:
-        values = ids.tolist() if isinstance(ids, np.ndarray) else ids
-    except (SystemError, ValueError) as error:  # code points beyond Unicode
-        raise ValueError(f"ids is unreadable ({error})") from error
+    values = ids.tolist() if isinstance(ids, np.ndarray) else ids
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ValueError(f"ids is {type_name(ids)}, not a list of [{n}]")
     if len(values) != n:

@@ -7,6 +7,7 @@ accepted, and every change is reported in a note.
 """
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def decode(
     ValueError if the picture is damaged, animated or of another size, or if `as_rgb` raises.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),  # Pillow warns of each damaged EXIF entry
+            Image.open(io.BytesIO(content), formats=FORMATS) as image,
+        ):
             if image.format == "JPEG" and content.count(SCAN) > MOST_SCANS:
                 raise UnusablePicture(f"has more than {MOST_SCANS} scans: save it again")
             if getattr(image, "n_frames", 1) > 1:

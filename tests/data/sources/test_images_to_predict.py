@@ -306,7 +306,7 @@ def test_large_picture_of_few_bytes_is_refused(tmp_path: Path) -> None:
 def test_id_beyond_unicode_is_one_fault(tmp_path: Path) -> None:
     ids = np.array([0xFFFFFFFF], np.uint32).view("<U1")
     np.savez(tmp_path / "a.npz", data=np.zeros((1, 32, 32, 3), np.uint8), ids=ids)
-    with pytest.raises(UserError, match="ids is unreadable"):
+    with pytest.raises(UserError, match="has text with characters beyond Unicode"):
         images_to_predict.load(tmp_path / "a.npz")
 
 
@@ -320,3 +320,16 @@ def test_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(written[:at] + scan * 101 + written[at:])
     with pytest.raises(UserError, match="a.jpg: has more than 100 scans: save it again"):
         images_to_predict.load(tmp_path / "a.jpg")
+
+
+def test_damaged_exif_data_prints_no_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + b"\xff\x00" + b"\xff" * 40
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.getexif()
+    assert "EXIF" in str(recwarn.pop(UserWarning).message)  # Pillow warns of these bytes
+    recwarn.clear()
+    assert pictures.read(tmp_path / "a.jpg", 32).images.shape == (1, 3, 32, 32)
+    assert not recwarn.list
