@@ -225,7 +225,7 @@ def test_rewinding_many_retries_takes_linear_time(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_unknown_keys_of_a_line_do_not_place_it(tmp_path: Path) -> None:
+def test_unknown_keys_do_not_place_a_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     row = json.loads(journal.line(start())) | {"step": "x", "epoch": [9]}
     path.write_text(json.dumps(row) + "\n")
