@@ -207,7 +207,7 @@ def test_a_run_with_a_pipe_is_not_read(tmp_path: Path, name: str) -> None:
             recipes.read(run.recipe)
     if name == "evaluation.npz":
         with pytest.raises(UserError, match="as predictions: it is not a regular file"):
-            read_predictions.read_run(run)
+            read_predictions.read_if_present(run.evaluation)
 
 
 WRITTEN = (
