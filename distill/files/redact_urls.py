@@ -6,7 +6,6 @@ secrets in a training command must be hidden even if it is not installed.
 """
 
 import re
-import string
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN = "***"
@@ -17,10 +16,10 @@ SETTING = re.compile(r"(?P<key>[;\s][^=;\s/]*)=[^;\s]*")
 # Schemes in which the user's name is no secret; in others, such as http and s3, it may be a token.
 DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle", "sqlite")
 PATH = ("/", "./", "../", "~")  # beginnings of a path
-NOT_FIRST = f"{string.digits}+.-_"  # characters of a scheme but at its beginning
-IN_SCHEME = string.ascii_letters + NOT_FIRST
+REVERSED_SCHEME = re.compile(r"[\w+.-]*")
+FIRST_OF_SCHEME = re.compile("[A-Za-z]")
 URL = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9_+.-]*://)"
+    r"(?P<scheme>[A-Za-z][\w+.-]*://)"
     r"(?:(?P<user>[^:/@?]*)(?P<password>:.*)?@)?"  # greedy: up to the last @
     r"(?P<address>[^?]*)(?:\?(?P<query>.*))?",
     re.DOTALL,
@@ -56,11 +55,11 @@ def _first_url(text: str) -> re.Match[str] | None:
     `URL.search` would need quadratic time for a long word without `://`.
     """
     for separator in re.finditer("://", text):
-        before = text[: separator.start()]
-        word = before[len(before.rstrip(IN_SCHEME)) :]
-        start = separator.start() - len(word.lstrip(NOT_FIRST))
-        if start < separator.start():
-            return URL.match(text, start)
+        end = separator.start()
+        word = REVERSED_SCHEME.match(text[:end][::-1])
+        assert word is not None  # it may be empty
+        if first := FIRST_OF_SCHEME.search(text, end - word.end(), end):
+            return URL.match(text, first.start())
     return None
 
 

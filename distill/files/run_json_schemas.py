@@ -113,9 +113,8 @@ class TeacherResult(BaseModel):
     fingerprint: Text
     top1: Share | None
     top1_images: Count | None = None  # images that `top1` was measured on
-    imported: Annotated[
-        list[Text], Field(max_length=MOST_TEACHERS)
-    ] = []  # those whose weights another program trained
+    # Those whose weights another program trained.
+    imported: Annotated[list[Text], Field(max_length=MOST_TEACHERS)] = []
 
 
 class ImportedTable(BaseModel):

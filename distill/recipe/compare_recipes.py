@@ -9,7 +9,7 @@ from distill.recipe.recipes import DEFAULT, ResolvedRecipe
 from distill.recipe.schema import STUDENT_READS, Recipe
 from distill.recipe.validation import Values, leaves, switches, value_text
 
-DEFAULTS = "with its defaults"  # what `changed_values` says of a table
+DEFAULTS = "with its defaults"  # value of a table in `changed_values`
 
 
 def values(recipe: Recipe) -> dict[str, Any]:

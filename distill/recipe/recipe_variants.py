@@ -45,10 +45,10 @@ def with_source(recipe: Recipe, source: str) -> Recipe:
 
 
 def with_size_and_normalisation_of(recipe: Recipe, earlier: Recipe) -> Recipe:
-    """Return a typed recipe with what it leaves to its images filled in from a run's recipe.
+    """Return the recipe with a run's image size and normalisation, if it does not set them.
 
-    `earlier`: the recipe of a run that was begun with `recipe`. In it an absent `data.size` is 32,
-    an absent `data.normalize` is CIFAR-10's, and the values of "computed" are known.
+    `earlier`: the recipe.toml of a run that was begun with `recipe`. In it an absent `data.size`
+    is 32, an absent `data.normalize` is CIFAR-10's, and the values of "computed" are known.
     """
     typed, known = recipe.data, earlier.data
     has_values = typed.normalize == "computed" and isinstance(known.normalize, tuple)

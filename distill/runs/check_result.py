@@ -27,8 +27,9 @@ def check_figures(run: RunFolder, recipe: Recipe) -> None:
     """Raise UserError, listing every contradiction, if result.json has other figures than it must.
 
     The recipe determines the role, the network's name, its number of parameters and the epochs. If
-    only building the network shows its size, the parameters must fit into the weights file. Keys
-    that an earlier version did not write are not compared.
+    only building the network shows its size, the parameters must fit into the weights file, and for
+    timm's networks be at least half of its numbers. Keys that an earlier version did not write are
+    not compared.
     """
     result = run.result()
     faults = [

@@ -108,10 +108,7 @@ def _why_other_run(trials: Trials, best: Mapping[str, Any], folder: RunFolder) -
         if training_fingerprint(recipe) != training_fingerprint(same_data):
             return f"{folder.path} has another run: its recipe is not that of the trial"
         result = folder.result()
-        prints = (
-            fingerprint_as_written(folder.recipe),
-            recipe_fingerprint(recipe),
-        )
+        prints = fingerprint_as_written(folder.recipe), recipe_fingerprint(recipe)
         if result["recipe_fingerprint"] not in prints:
             return f"{folder.path} has another run's result.json: it is not of its recipe"
         if differing := differing_inputs(trials.inputs, folder):

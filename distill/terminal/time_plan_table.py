@@ -26,8 +26,9 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     """
     fitting = [row for row in planned["recipes"] if row["fits"]]
     others = [row for row in planned["recipes"] if not row["fits"]]
-    far = [row for row in others if row["minutes"] >= FAR * planned["minutes"]]
-    near = [row for row in others if row not in far]
+    far_minutes = FAR * planned["minutes"]
+    near = [row for row in others if row["minutes"] < far_minutes]
+    far = [row for row in others if row["minutes"] >= far_minutes]
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
         blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]

@@ -370,10 +370,7 @@ def step_key(training: PlannedTraining, teacher: PlannedTraining | None) -> str:
     """
     recipe = recipe_variants.with_seed(training.recipe, 0)
     once = recipe.train.model_copy(update={"epochs": 1, "minutes": None})
-    parts = [
-        training.role,
-        recipe_fingerprint(recipe.model_copy(update={"train": once})),
-    ]
+    parts = [training.role, recipe_fingerprint(recipe.model_copy(update={"train": once}))]
     if teacher is not None:
         networks = teacher.recipe.model_dump(mode="json", include={"teacher", "student"})
         parts.append(json.dumps(networks))

@@ -105,17 +105,21 @@ def test_run_of_earlier_version_is_predicted_again(distilled, measured, tmp_path
         assert again[name] == pytest.approx(measured[name], rel=1e-4), name
 
 
-def test_saved_predictions_of_other_weights_are_not_used(saved, tmp_path) -> None:
-    folder, logits = RunFolder(tmp_path), saved["logits"]
-    assert read_evaluation(folder) is None
-    folder.evaluation.write_bytes(b"no archive")
-    assert read_evaluation(folder) is None and matching_arrays(None, logits) == {}
-    np.savez(folder.evaluation, **saved)
-    known = read_evaluation(folder)
+def test_saved_predictions_of_other_weights_are_not_used(distilled, saved) -> None:
+    known, logits = read_evaluation(distilled[0]), saved["logits"]
     assert matching_arrays(known, logits + 1e-5).keys() == saved.keys()
     assert matching_arrays(known, logits[::-1]) == {}
     assert matching_arrays(known, logits[1:]) == {}
-    folder.evaluation.write_bytes(folder.evaluation.read_bytes()[:5000])
+    assert matching_arrays(None, logits) == {}
+
+
+def test_absent_or_damaged_predictions_are_not_read(distilled, tmp_path) -> None:
+    folder = copied(distilled, tmp_path / "run")
+    intact = folder.evaluation.read_bytes()
+    for damaged in (b"no archive", intact[:5000]):
+        folder.evaluation.write_bytes(damaged)
+        assert read_evaluation(folder) is None
+    folder.evaluation.unlink()
     assert read_evaluation(folder) is None
 
 

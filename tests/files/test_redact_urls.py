@@ -127,6 +127,10 @@ def test_text_of_very_many_urls_is_hidden() -> None:
     assert redact_urls.hide_secrets(f"a://u:{SECRET}@" * 50_000) == "***"
 
 
+def test_scheme_may_have_other_letters() -> None:
+    assert redact_urls.hide_secrets(f"aé://u:{SECRET}@h/d") == "aé://***:***@h/d"
+
+
 @pytest.mark.parametrize("before", ["", "1", "-", "é", "x 1.", "://", "1:// "])
 def test_url_behind_other_characters_is_found(before: str) -> None:
     shown = redact_urls.hide_secrets(f"{before}https://u:{SECRET}@h/d")
