@@ -161,9 +161,11 @@ def _training_commands(finished: FinishedRun) -> str:
     text = commands_to_repeat.text_of(
         commands_to_repeat.with_names(commands, _names(commands, finished))
     )
+    early = run_folder.early_end(result)
+    longer = f". They train to the end; this run was finished early, {early}" if early else ""
     return (
         "\n\nThese commands of Understudy train it, after its teachers if it has any; `DATA` is "
-        f"the folder of the images:\n\n{markdown_block(text, 'sh')}{unknown}"
+        f"the folder of the images{longer}:\n\n{markdown_block(text, 'sh')}{unknown}"
     )
 
 

@@ -23,7 +23,7 @@ from distill.export.isolated_grader import Grader
 from distill.files.escape_text import visible
 from distill.format import counted, interval_text, percent
 from distill.runs import read_predictions
-from distill.runs.run_folder import write_bytes, write_text
+from distill.runs.run_folder import early_end, write_bytes, write_text
 from students.normalize_images import MEAN, STD
 from students.resnet import ResNet
 
@@ -163,11 +163,17 @@ def _docstring(finished: FinishedRun, given: Normalisation = CIFAR10) -> str:
         if renormalise(finished.net, given)
         else ""
     )
+    early = early_end(finished.result)
+    length = (
+        f"and finished early, {early}"
+        if early
+        else f"for {counted(finished.result['epochs'], 'epoch')}"
+    )
     facts = (
         f"{visible(finished.result['network'])} with {finished.n_parameters:,} parameters. Its "
         f"accuracy is {percent(finished.top1)} on {_tested(finished)}. Trained by Understudy's "
-        f"recipe {visible(finished.result['recipe'])} for "
-        f"{counted(finished.result['epochs'], 'epoch')}."
+        f"recipe {visible(finished.result['recipe'])} "
+        f"{length}."
     )
     size = finished.image_size
     expects = (

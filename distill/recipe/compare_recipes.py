@@ -1,6 +1,6 @@
 """List the values of recipes, and compare them key by key."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -61,7 +61,8 @@ def _changed(table: BaseModel, dumped: Values, prefix: str = "") -> Iterator[tup
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """List the keys outside [about] whose values differ: `optim.lr: 0.1 -> 0.2`.
 
-    A missing key has the value `absent`.
+    A missing key has the value `absent`. An optional table that one of the two lacks has one line
+    with all its values: `loss.kd: absent -> {weight = 0.9, temperature = 4.0}`.
     """
     return differing(values(a), values(b))
 
@@ -69,47 +70,63 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
 def differing(first: Values, second: Values) -> list[str]:
     """List the keys whose values differ, as `differences` does; both are of `values`."""
     return [
-        f"{key}: {_text_at(key, first)} -> {_text_at(key, second)}"
-        for key in dict.fromkeys([*first, *second])
-        if first.get(key) != second.get(key)
+        f"{key}: {_text(before)} -> {_text(after)}"
+        for key, before, after in _differing(first, second)
     ]
 
 
 def differences_with_origins(a: ResolvedRecipe, b: ResolvedRecipe) -> list[str]:
     """List the keys outside [about] whose values differ, with the origin of each value.
 
-    For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`. Keys at their defaults in a
-    table that the other recipe lacks are left out, and for a recipe that names its teachers' runs
-    the keys of [teacher] that are then not read.
+    For example `optim.lr: 0.1 (default) -> 0.2 (recipes/kd.toml)`. For a recipe that names its
+    teachers' runs, the keys of [teacher] that are then not read are left out.
     """
     first, second = (
         values_read(each, "student" if each.teacher and each.teacher.runs else "teacher")
         for each in (a.recipe, b.recipe)
     )
     return [
-        f"{key}: {_with_origin(key, first, a.origins)} -> {_with_origin(key, second, b.origins)}"
-        for key in dict.fromkeys([*first, *second])
-        if first.get(key) != second.get(key)
-        and not is_default_of_absent_table(key, a.recipe, b.recipe)
+        f"{key}: {_with_origin(key, before, a.origins)} -> {_with_origin(key, after, b.origins)}"
+        for key, before, after in _differing(first, second)
     ]
 
 
-def is_default_of_absent_table(key: str, a: Recipe, b: Recipe) -> bool:
-    """Whether one of two recipes lacks the key's whole table, and the other has the key's default.
+def _differing(first: Values, second: Values) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys whose values differ, with both values; None for an absent one.
 
-    False for all keys of a table that has defaults alone: they show that the table is there.
+    An optional table that one of the two lacks is one key, with a dictionary of all its values.
     """
-    table = f"{key.rpartition('.')[0]}."
-    inside = [any(name.startswith(table) for name in values(each)) for each in (a, b)]
-    if table[:-1] not in switches() or all(inside):
-        return False
-    changed = changed_values(a if inside[0] else b)
-    return key not in changed and any(name.startswith(table) for name in changed)
+    lacking = [table for table in switches() if _has(first, table) != _has(second, table)]
+    before, after = _with_tables(first, lacking), _with_tables(second, lacking)
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)
 
 
-def _text_at(key: str, leaves: Values) -> str:
-    return value_text(leaves[key]) if key in leaves else "absent"
+def _has(values: Values, table: str) -> bool:
+    return any(key.startswith(f"{table}.") for key in values)
 
 
-def _with_origin(key: str, leaves: Values, origins: dict[str, str]) -> str:
-    return f"{value_text(leaves[key])} ({origins.get(key, DEFAULT)})" if key in leaves else "absent"
+def _with_tables(values: Values, tables: Sequence[str]) -> Values:
+    """Return the values with the keys of each of these tables in a dictionary of its own."""
+    found: Values = {}
+    for key, value in values.items():
+        table = min((t for t in tables if key.startswith(f"{t}.")), key=len, default=None)
+        if table is None:
+            found[key] = value
+        else:
+            found.setdefault(table, {})[key.removeprefix(f"{table}.")] = value
+    return found
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is None else value_text(value)
+
+
+def _with_origin(key: str, value: Any, origins: dict[str, str]) -> str:
+    if value is None:
+        return "absent"
+    keys = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
+    every = dict.fromkeys(origins.get(each, DEFAULT) for each in keys)
+    set_by = [origin for origin in every if origin != DEFAULT] or [DEFAULT]
+    return f"{value_text(value)} ({', '.join(set_by)})"

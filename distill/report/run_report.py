@@ -196,6 +196,8 @@ def _training_commands(record: RunRecord) -> Iterator[Block]:
             "exists need not be trained again, and the run needs another --out: the folder of a "
             "finished run is not overwritten."
         )
+        if early := early_end(record.result):
+            yield Paragraph(f"The commands train to the end. This run was finished early, {early}.")
         yield Preformatted(text_of(commands))
     for run in without_command(commands, record.result):
         yield Paragraph(

@@ -120,20 +120,16 @@ def _compare(a: RunFolder, b: RunFolder, predictions: Mapping[Path, Predictions]
     )
 
 
-def _differences(a: RunFolder, b: RunFolder) -> Iterator[str]:
-    """Yield the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
+def _differences(a: RunFolder, b: RunFolder) -> list[str]:
+    """List the differences between the recipes of two runs: `optim.lr: 0.1 -> 0.2`.
 
-    Left out are keys that a run does not read (`compare_recipes.is_read`), and keys at their
-    defaults in a table that the other recipe lacks.
+    Left out are keys that a run does not read (`compare_recipes.is_read`).
     """
-    first, second = recipes.read(a.recipe), recipes.read(b.recipe)
     read = (
-        compare_recipes.values_read(recipe, run.result()["role"])
-        for run, recipe in ((a, first), (b, second))
+        compare_recipes.values_read(recipes.read(run.recipe), run.result()["role"])
+        for run in (a, b)
     )
-    for line in compare_recipes.differing(*read):
-        if not compare_recipes.is_default_of_absent_table(line.partition(":")[0], first, second):
-            yield line
+    return compare_recipes.differing(*read)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

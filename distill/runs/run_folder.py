@@ -19,7 +19,7 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -408,16 +408,30 @@ def check_writable(folder: Path, what: str) -> None:
 
 def open_finished(path: str | Path) -> RunFolder:
     """Return the finished run at `path`. Raises UserError if there is none or it is unfinished."""
-    folder = open_run(path)
+    folder = open_run(path, lambda run: run.is_finished)
     folder.result()
     return folder
 
 
-def open_run(path: str | Path) -> RunFolder:
+def open_teacher(path: str | Path) -> RunFolder:
+    """Return the run at `path`, finished or not, as `open_run` does; it suggests teachers."""
+    return open_run(path, _is_finished_teacher)
+
+
+def _is_finished_teacher(run: RunFolder) -> bool:
+    with suppress(UserError):
+        return run.role == "teacher"
+    return False
+
+
+def open_run(
+    path: str | Path, is_likely: Callable[[RunFolder], bool] = lambda run: True
+) -> RunFolder:
     """Return the run at `path`, finished or not.
 
-    Raises UserError, with suggestions, if there is none, and also if one of its files is a pipe or
-    a device: reading it might wait for ever.
+    Raises UserError if there is none, with suggestions: runs for which `is_likely` is true, or any
+    if it is true for none. Raises UserError also if one of the run's files is a pipe or a device:
+    reading it might wait for ever.
     """
     folder = RunFolder(Path(path))
     if folder.is_run:
@@ -428,7 +442,7 @@ def open_run(path: str | Path) -> RunFolder:
         if folder.path.exists()
         else "there is no such folder"
     )
-    raise UserError(f"{path} is not a run: {found}.\n{_suggestions(folder.path)}")
+    raise UserError(f"{path} is not a run: {found}.\n{_suggestions(folder.path, is_likely)}")
 
 
 def _check_readable(folder: RunFolder) -> None:
@@ -440,22 +454,25 @@ def _check_readable(folder: RunFolder) -> None:
             )
 
 
-def _suggestions(path: Path) -> str:
+def _suggestions(path: Path, is_likely: Callable[[RunFolder], bool]) -> str:
     """Return a sentence that suggests runs to a user who typed a path without a run.
 
     If the path is inside a run folder, it names this run. Otherwise it lists at most five: the runs
-    in the path, or else runs with similar names beside it or in runs/, or else any runs there.
+    in the path, or else runs with similar names beside it or in runs/, or else any runs there. Only
+    those for which `is_likely` is true are listed, unless there are none.
     """
     if RunFolder(path.parent).is_run:
         return f"Its run is {path.parent}."
     groups = [entry for entry in RUNS.iterdir() if entry.is_dir()] if RUNS.is_dir() else []
     folders = dict.fromkeys([path, path.parent, RUNS, *groups])
-    names = {str(run.path): run.path.name for folder in folders for run in newest_runs_in(folder)}
+    runs = [run for folder in folders for run in newest_runs_in(folder)]
+    names = {str(run.path): run.path.name for run in filter(is_likely, runs)}
+    names = names or {str(run.path): run.path.name for run in runs}
     similar = get_close_matches(path.name, names.values(), n=5, cutoff=0.5)
     inside = [run for run in names if Path(run).parent == path]
     listed = inside or [run for name in similar for run in names if names[run] == name] or [*names]
     if not listed:
-        return f"There are no runs in {path.parent}."
+        return f"There are no runs in {path.parent}. Train a teacher: python cli.py train-teacher"
     return f"Give one of these runs: {', '.join([*dict.fromkeys(listed)][:5])}."
 
 

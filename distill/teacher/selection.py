@@ -23,7 +23,7 @@ from distill.runs.run_folder import (
     RunFolder,
     newest_runs_in,
     open_finished,
-    open_run,
+    open_teacher,
     unreadable_results_in,
 )
 from distill.teacher import best_teacher
@@ -199,7 +199,7 @@ def _open_run(run: RunFolder, is_resumed: bool) -> RunFolder:
         "the teacher's weights, not its path."
     )
     try:
-        return open_run(run.path)
+        return open_teacher(run.path)
     except UserError as fault:
         raise UserError(f"teacher {fault}{moved if is_resumed else ''}") from fault
 

@@ -86,6 +86,12 @@ class Candidate:
         teacher = None if self.teacher is None else self.teacher.at_size(size)
         return replace(self, training=self.training.at_size(size), teacher=teacher)
 
+    @property
+    def in_default_precision(self) -> "Candidate":
+        """The same candidate without overrides of `train.precision`, teacher included."""
+        teacher = None if self.teacher is None else self.teacher.in_default_precision
+        return replace(self, training=self.training.in_default_precision, teacher=teacher)
+
     def commands(self, data: str | None) -> list[str]:
         """Return the shell commands that train first the teacher, if there is one, then the recipe.
 

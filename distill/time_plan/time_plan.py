@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from distill.components.build_accelerator import bf16_instructions
 from distill.data.image_set import SIDE, ImageSet, Progress
 from distill.data.sources import load_data_set
 from distill.errors import UserError
@@ -210,6 +211,8 @@ def plan(
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes, size, published = _describe_images(data)
     every = [each.at_size(None if size == SIDE else size) for each in candidates()]
+    if measure_speed.is_on_cpu() and bf16_instructions() is None:
+        every = [each.in_default_precision for each in every]
     broken = {
         each.training.recipe_spec: clauses
         for each in every

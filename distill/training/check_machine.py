@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distill.check_installation import Check
-from distill.components.build_accelerator import evaluation_accelerator
+from distill.components.build_accelerator import bf16_instructions, evaluation_accelerator
 from distill.data.array_cache import cache_folder
 from distill.data.sources import load_data_set
 from distill.data.sources.load_data_set import Progress
@@ -74,23 +74,18 @@ def _check_device(device: torch.device, recipe: Recipe | None) -> Check:
     if shutil.which("nvidia-smi") is not None:
         advice = "torch finds no GPU: look at nvidia-smi, and install a torch built for its driver"
         return Check("device", "note", "the CPU, though a driver of NVIDIA is installed", advice)
-    unit = _bf16_unit()
+    instructions = bf16_instructions()
     if recipe is not None and recipe.train.precision == "fp16":
         advice = "type --set train.precision=auto"
         return Check("device", "note", "the CPU, which is many times slower in fp16", advice)
-    if recipe is not None and recipe.train.precision == "bf16" and unit is None:
+    if recipe is not None and recipe.train.precision == "bf16" and instructions is None:
         advice = "type --set train.precision=fp32"
         return Check("device", "note", "the CPU, which has no instructions for bf16", advice)
-    if unit is None:
-        return Check("device", "ok", f"{device.type}, fp32")
+    if instructions is None:
+        found = f"{device.type}, fp32 (the CPU has no instructions for bf16)"
+        return Check("device", "ok", found)
     advice = "for wide networks type --set train.precision=bf16"
-    return Check("device", "ok", f"{device.type}, fp32, or bf16 with {unit}", advice)
-
-
-def _bf16_unit() -> str | None:
-    """Return the name of this CPU's instructions for bf16, or None."""
-    has = torch.cpu.get_capabilities()
-    return "AMX" if has.get("amx_bf16") else "AVX-512" if has.get("avx512_bf16") else None
+    return Check("device", "ok", f"{device.type}, fp32, or bf16 with {instructions}", advice)
 
 
 def _check_threads() -> Check:

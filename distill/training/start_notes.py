@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from distill.components import choose_normalisation
+from distill.components.build_accelerator import bf16_instructions
 from distill.components.data_pipeline import TrainValSplit
 from distill.components.read_test_split import SplitIdentity
 from distill.data import array_cache
@@ -236,16 +236,14 @@ def _faster_precision_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     if state.accelerator.device.type != "cpu":
         return
     precision = environment.precision_name(state.accelerator)
-    capabilities = torch.cpu.get_capabilities()
-    has_amx = capabilities.get("amx_bf16", False)
-    has_bf16 = has_amx or capabilities.get("avx512_bf16", False)
-    if precision == "fp16" or (precision == "bf16" and not has_bf16):
+    instructions = bf16_instructions()
+    if precision == "fp16" or (precision == "bf16" and instructions is None):
         yield f"this CPU does not compute {precision} natively: it is many times slower than fp32"
     convolutions = (module for module in state.model.modules() if isinstance(module, nn.Conv2d))
     is_wide = max((conv.out_channels for conv in convolutions), default=0) >= WIDE_CHANNELS
-    if has_bf16 and is_wide and recipe.train.precision == "auto":
-        unit, gain = ("AMX", "2 to 3") if has_amx else ("AVX-512 for bf16", "1.5 to 2")
+    if instructions is not None and is_wide and recipe.train.precision == "auto":
+        gain = "2 to 3" if instructions == "AMX" else "1.5 to 2"
         yield (
-            f"this CPU has {unit}: --set train.precision=bf16 trains networks of {WIDE_CHANNELS} "
-            f"channels or more {gain} times as fast"
+            f"this CPU has {instructions} instructions for bf16: --set train.precision=bf16 trains "
+            f"networks of {WIDE_CHANNELS} channels or more {gain} times as fast"
         )

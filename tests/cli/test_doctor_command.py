@@ -242,7 +242,7 @@ def test_few_threads_on_request_are_noted(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ({"amx_bf16": True, "avx512_bf16": True}, "cpu, fp32, or bf16 with AMX"),
         ({"avx512_bf16": True}, "cpu, fp32, or bf16 with AVX-512"),
-        ({}, "cpu, fp32"),
+        ({}, "cpu, fp32 (the CPU has no instructions for bf16)"),
     ],
 )
 def test_precision_is_that_of_the_processor(

@@ -72,7 +72,9 @@ def test_cut_off_run_becomes_a_run_like_others(
     assert predicted.code == 0, predicted.err
     page = run_cli("report", stopped.path)
     assert page.code == 0, page.err
-    assert f"finished early, {EARLY}" in Path(page.out.strip()).read_text()
+    html = Path(page.out.strip()).read_text()
+    assert f"finished early, {EARLY}" in html
+    assert f"The commands train to the end. This run was finished early, {EARLY}." in html
 
 
 def test_grader_measures_what_evaluate_does(
@@ -83,9 +85,11 @@ def test_grader_measures_what_evaluate_does(
     formats = ("-f", "project1", "-f", "torch-export", "-f", "safetensors")
     exported = run_cli("export", stopped.path, *formats, "--out", out)
     assert exported.code == 0, exported.err
-    assert f"3 epochs, finished early {EARLY}, weights of epoch 1" in unfolded(
-        (out / "README.md").read_text()
-    )
+    card = unfolded((out / "README.md").read_text())
+    assert f"3 epochs, finished early {EARLY}, weights of epoch 1" in card
+    assert f"They train to the end; this run was finished early, {EARLY}:" in card
+    code = unfolded((out / "project1_model.py").read_text())
+    assert f"recipe tiny and finished early, {EARLY}." in code and "for 3 epochs" not in code
     test = load_data_set.load("synthetic", "test")
     np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
     graded = subprocess.run(

@@ -423,7 +423,7 @@ def test_differences_name_values_and_origins() -> None:
     assert differences_with_origins(*students) == []
     assert differences_with_origins(load("kd"), load("kd", ["optim.lr=0.3", "ema.decay=0.5"])) == [
         "optim.lr: 0.2 (recipes/kd.toml) -> 0.3 (--set)",
-        "ema.decay: absent -> 0.5 (--set)",
+        'ema: absent -> {decay = 0.5, warmup = true, norm_statistics = "averaged"} (--set)',
     ]
 
 

@@ -17,6 +17,7 @@ from distill.runs.run_folder import (
     newest_runs_in,
     open_finished,
     open_run,
+    open_teacher,
     role_begun,
     write_json,
 )
@@ -79,6 +80,27 @@ def test_missing_run_names_existing_runs(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="Its run is a/old.$"):
         open_run("a/old/student.safetensors")
     assert open_run("a/old") == RunFolder(Path("a/old"))
+
+
+def test_finished_runs_and_teachers_are_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started(tmp_path / "a" / "unfinished")
+    for open_it in (open_finished, open_teacher):
+        with pytest.raises(UserError, match="Give one of these runs: a/unfinished.$"):
+            open_it("a/gone")
+    for role in ("student", "teacher"):
+        write_json(started(tmp_path / "a" / role).result_file, {"role": role})
+    for open_it, expected in (
+        (open_run, {"a/unfinished", "a/student", "a/teacher"}),
+        (open_finished, {"a/student", "a/teacher"}),
+        (open_teacher, {"a/teacher"}),
+    ):
+        with pytest.raises(UserError, match="gone is not a run") as error:
+            open_it("a/gone")
+        listed = str(error.value).rpartition("these runs: ")[2].rstrip(".")
+        assert set(listed.split(", ")) == expected
 
 
 def test_runs_come_newest_first(tmp_path: Path) -> None:

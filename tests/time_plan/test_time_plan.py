@@ -32,6 +32,7 @@ class Machine:
     rate: float = RATE
     takes_s: float = 6.0
     bf16: float = 1.0  # times the rate
+    instructions: str | None = "AVX-512"  # of the CPU, for bf16
     teacher_share: float = 0.0
     now: float = 100.0
     timed: list[Any] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Machine:
         self.patch.setattr(measure_speed, "random_images", lambda n, n_classes, side: None)
         self.patch.setattr(measure_speed, "measure", self.measure)
         self.patch.setattr(measure_speed, "is_on_cpu", lambda: True)
+        self.patch.setattr(time_plan, "bf16_instructions", lambda: self.instructions)
 
     def measure(self, recipe, role, teacher, images, until, rival_s=math.inf) -> Speed:  # type: ignore[no-untyped-def]
         self.now += self.takes_s
@@ -215,6 +217,18 @@ def test_the_faster_precision_is_proposed(monkeypatch) -> None:
         assert found["training"]["overrides"] == proposed
         assert ("bf16" in found["commands"][0]) == bool(proposed)
         assert len(machine.timed) == 2
+
+
+def test_no_bf16_on_a_cpu_without_its_instructions(monkeypatch) -> None:
+    machine = Machine(monkeypatch, instructions=None)
+    teacher = training("teacher", "teacher_wrn+two_cores", ("train.precision=bf16",))
+    student = training("student", "kd+two_cores", ("train.epochs=3", "train.precision=bf16"))
+    only(monkeypatch, Candidate(About(), student, teacher))
+    found = row(machine.plan(1e6), "kd+two_cores")
+    assert [recipe.train.precision for recipe, _, _ in machine.timed] == ["auto", "auto"]
+    assert found["teacher"]["overrides"] == []
+    assert found["training"]["overrides"] == ["train.epochs=3"]
+    assert "bf16" not in " ".join(found["commands"])
 
 
 # The budget of the command itself

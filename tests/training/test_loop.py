@@ -10,16 +10,21 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from distill.components.data_pipeline import split_images
+from distill.components.read_test_split import SplitIdentity
 from distill.data.loader import Batch
 from distill.evaluation.predict_split import evaluate_network
 from distill.events import Epoch
 from distill.metrics import measures
 from distill.models import checkpoint
+from distill.recipe import recipes
 from distill.teacher.teacher import FrozenTeacher, LiveTeacher, Teacher, TeacherOutput
 from distill.training import loop
 from distill.training.divergence import Diverged
+from distill.training.environment import precision_name
 from distill.training.mean_losses import RunningMeans
-from tests.make_runs import prepared, train
+from distill.training.start_notes import start_notes
+from tests.make_runs import drawn, prepared, train
 
 ALONE = ("loss.kd=false", "loss.hard.weight=1.0")
 MEASURES = ("top1", "nll", "ece")
@@ -161,40 +166,35 @@ def test_non_finite_loss_ends_run_before_saving(teacher, tmp_path) -> None:
 
 SLOW = "this CPU does not compute bf16 natively: it is many times slower than fp32"
 FASTER = (
-    "this CPU has AMX: --set train.precision=bf16 trains networks of 128 channels or more "
-    "2 to 3 times as fast"
+    "this CPU has {} instructions for bf16: --set train.precision=bf16 trains networks of 128 "
+    "channels or more {} times as fast"
 )
+AMX, AVX_512 = FASTER.format("AMX", "2 to 3"), FASTER.format("AVX-512", "1.5 to 2")
 
 
-FASTER_AVX = (
-    "this CPU has AVX-512 for bf16: --set train.precision=bf16 trains networks of 128 channels or "
-    "more 1.5 to 2 times as fast"
-)
-
-
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("unit", "precision", "widen", "notes"),
+    ("unit", "precision", "widen", "expected"),
     [
         ("avx2", "bf16", 2, {SLOW}),
         ("avx2", "auto", 2, set()),
         ("amx_bf16", "bf16", 2, set()),
-        ("amx_bf16", "auto", 2, {FASTER}),
+        ("amx_bf16", "auto", 2, {AMX}),
         ("amx_bf16", "auto", 1, set()),  # 64 channels at most
         ("amx_bf16", "fp32", 2, set()),
         ("avx512_bf16", "bf16", 2, set()),
-        ("avx512_bf16", "auto", 2, {FASTER_AVX}),
+        ("avx512_bf16", "auto", 2, {AVX_512}),
     ],
 )
 def test_cpu_reports_its_fast_precision(
-    fresh_accelerate, tmp_path, monkeypatch, unit: str, precision: str, widen: int, notes: set[str]
+    fresh_accelerate, monkeypatch, unit: str, precision: str, widen: int, expected: set[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
-    alone = ["loss.kd=false", "loss.hard.weight=1.0", f"train.precision='{precision}'"]
-    _, events = train(tmp_path / "t", *alone, f"teacher.widen={widen}", role="teacher")
-    assert events[0].precision == ("bf16" if precision == "bf16" else "fp32")
-    assert {note for note in events[0].notes if "this CPU" in note} == notes
-    assert math.isfinite(events[-2].metrics["loss/total"])
+    settings = [*ALONE, f"train.precision='{precision}'", f"teacher.widen={widen}"]
+    run, recipe = prepared(*settings, role="teacher"), recipes.load("tiny", settings).recipe
+    assert precision_name(run.accelerator) == ("bf16" if precision == "bf16" else "fp32")
+    test = SplitIdentity("synthetic", "", (), n_images=100, n_in_train=0)
+    notes = set(start_notes(run, recipe, split_images(recipe, drawn()), test, None))
+    assert {note for note in notes if "this CPU" in note} == expected
 
 
 @pytest.mark.parametrize(
