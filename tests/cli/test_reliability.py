@@ -30,8 +30,8 @@ from tests.cli.command_line import (
     RunCli,
     after_each_epoch,
     assert_refused,
-    start_cli,
 )
+from tests.forked_process import ForkedProcess
 
 pytestmark = pytest.mark.long
 
@@ -44,11 +44,10 @@ def quiet(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def long_run(pets: Path, tmp_path: Path, quiet: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def long_run(pets: Path, tmp_path: Path, quiet: dict[str, str]) -> Iterator[ForkedProcess]:
     """A run in `tmp_path/run` that would never end, in its first epochs."""
     out = ["--out", str(tmp_path / "run"), "--data", str(pets)]
-    child = start_cli("distill", *SMALL, *ALONE, *out, *LONG, **quiet)
-    assert child.stderr is not None
+    child = ForkedProcess(["cli.py", "distill", *SMALL, *ALONE, *out, *LONG], quiet)
     assert any(line.startswith("epoch 2/") for line in child.stderr), "it must have begun"
     yield child
     child.kill()
@@ -65,7 +64,7 @@ def saved_step(run: Path) -> int:
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
 def test_signal_ends_step_saves_and_leaves_in_time(
-    long_run: subprocess.Popen[str], tmp_path: Path, number: signal.Signals, code: int
+    long_run: ForkedProcess, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     long_run.send_signal(number)
     began_at = time.monotonic()
@@ -81,7 +80,7 @@ def test_signal_ends_step_saves_and_leaves_in_time(
 
 
 def test_second_run_in_a_folder_is_refused(
-    long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
+    long_run: ForkedProcess, run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     same = ("distill", *SMALL, *ALONE, *LONG, "--data", pets, "--out", run, "--resume")
@@ -104,7 +103,7 @@ def test_to_resume_is_to_name_a_run(run_cli: RunCli, pets: Path) -> None:
 
 
 def test_lock_of_a_killed_process_is_taken(
-    long_run: subprocess.Popen[str], run_cli: RunCli, pets: Path, tmp_path: Path
+    long_run: ForkedProcess, run_cli: RunCli, pets: Path, tmp_path: Path
 ) -> None:
     long_run.kill()
     long_run.communicate()

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from distill.evaluation.predict_split import evaluate_network
 from distill.recipe import recipes
 from distill.runs import journal
 from distill.runs.run_folder import RunFolder
+from tests.forked_process import ForkedProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -41,9 +43,31 @@ def torchrun_options(processes: int) -> list[object]:
     return ["--nproc_per_node", processes, "--master_port", free_port()]
 
 
-def launcher(processes: int) -> list[object]:
-    """The command that starts so many processes; one needs no launcher."""
-    return [sys.executable] if processes == 1 else [*TORCHRUN, *torchrun_options(processes)]
+def start_rank(
+    rank: int,
+    processes: int,
+    port: int,
+    *argv: object,
+    before: Callable[[], None] | None = None,
+) -> ForkedProcess:
+    """Start one of several processes without a launcher, as a scheduler does: a Python script."""
+    meeting = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    return ForkedProcess(argv, on_cpu | (meeting if processes > 1 else {}), before)
+
+
+def run_ranks(processes: int, *argv: object) -> str:
+    """Run a Python script in so many processes, which must succeed; return what they printed."""
+    port = free_port()
+    ranks = [start_rank(rank, processes, port, *argv) for rank in range(processes)]
+    try:
+        printed = [rank.communicate(timeout=300)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0] * processes, printed
+    return "".join(printed)
 
 
 def launch(*command: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -100,10 +124,9 @@ Saved = dict[str, np.ndarray]
 
 def train_cases(folder: Path, processes: int, *names: str) -> Path:
     """A few steps of a network without batch norm for each case; see two_processes.py."""
-    script = ROOT / "tests" / "training" / "two_processes.py"
     cases = json.dumps({name: CASES[name] for name in names})
-    done = launch(*launcher(processes), script, folder, cases)
-    assert "FutureWarning" not in done.stderr, "a function that the next torch may not have"
+    printed = run_ranks(processes, "tests/training/two_processes.py", folder, cases)
+    assert "FutureWarning" not in printed, "a function that the next torch may not have"
     return folder
 
 
@@ -199,11 +222,10 @@ def views_by_teacher(folder: Path) -> dict[tuple[str, str], np.ndarray]:
     return views
 
 
-def student(out: Path, teacher: Path, *launcher: object, **variables: str) -> list[float]:
-    """The whole program over a launcher; the losses of its steps."""
+def program(out: Path, teacher: Path) -> list[object]:
+    """The command that distils a student for 20 steps."""
     options = ["--recipe", "tiny+cutmix+ema", "--teacher", teacher, "--out", out]
-    launch(*launcher, "cli.py", "distill", *options, "--set", "train.epochs=2", **variables)
-    return losses(out)
+    return ["cli.py", "distill", *options, "--set", "train.epochs=2"]
 
 
 def losses(run: Path) -> list[float]:
@@ -223,12 +245,12 @@ def assert_saved_weights_have_the_measured_figures(run: RunFolder) -> None:
 
 
 def test_torchrun_and_accelerate_launch_run_the_program(teacher, tmp_path) -> None:
-    port = ["--main_process_port", free_port()]
-    one = student(tmp_path / "one", teacher, sys.executable)
-    torchrun = student(tmp_path / "torchrun", teacher, *TORCHRUN, *torchrun_options(2))
-    accelerate = student(
-        tmp_path / "accelerate", teacher, *ACCELERATE, 2, *port, ACCELERATE_USE_CPU="true"
-    )
+    run_ranks(1, *program(tmp_path / "one", teacher))
+    launch(*TORCHRUN, *torchrun_options(2), *program(tmp_path / "torchrun", teacher))
+    by_accelerate = [*ACCELERATE, 2, "--main_process_port", free_port()]
+    launch(*by_accelerate, *program(tmp_path / "accelerate", teacher), ACCELERATE_USE_CPU="true")
+    names = ("one", "torchrun", "accelerate")
+    one, torchrun, accelerate = (losses(tmp_path / name) for name in names)
     assert len(one) == len(torchrun) == 20
     # Each process normalises its half of the batch by that half's statistics: the curves agree
     # closely at first and apart from this.

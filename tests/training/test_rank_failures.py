@@ -1,11 +1,9 @@
 """One of several processes is stopped, hangs or dies: all stop, and nothing saved is lost."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,13 @@ import pytest
 from safetensors.numpy import load_file
 from torch.distributed import DistBackendError
 
+from distill.components import build_accelerator
 from distill.components.check_processes import is_lost_process
 from distill.models import checkpoint
 from distill.runs.journal import read
 from distill.runs.run_folder import RunFolder
-from tests.training.test_processes import ROOT, TORCHRUN, free_port, launch, torchrun_options
+from tests.forked_process import ForkedProcess
+from tests.training.test_processes import free_port, run_ranks, start_rank
 
 pytestmark = pytest.mark.multi
 
@@ -25,48 +25,43 @@ SETS = ["--recipe", "tiny+ema", "--set", "loss.kd=false", "--set", "loss.hard.we
 LONG = [*SETS, "--set", "train.epochs=100000"]
 
 
-def of_two(
-    rank: int, port: int, out: Path, *options: str, program: tuple[str, ...] = ("cli.py",)
-) -> subprocess.Popen[str]:
-    """One of two processes without a launcher, as a scheduler starts them."""
-    meeting = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, *program, "distill", *options, "--out", str(out)],
-        cwd=ROOT, env=os.environ | meeting | quiet, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start_two(
+    out: Path, *options: str, before: Callable[[], None] | None = None
+) -> list[ForkedProcess]:
+    """Start two processes that train a student in `out`."""
+    port = free_port()
+    command = ["cli.py", "distill", *options, "--out", out]
+    return [start_rank(rank, 2, port, *command, before=before) for rank in (0, 1)]
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def pair(tmp_path: Path) -> Iterator[list[ForkedProcess]]:
     """Two processes in the first epochs of a run that would never end."""
-    port = free_port()
-    children = [of_two(rank, port, tmp_path / "run", *LONG) for rank in (0, 1)]
+    children = start_two(tmp_path / "run", *LONG)
     journal = tmp_path / "run" / "journal.jsonl"
-    until = time.monotonic() + 60
-    # The second epoch is in the journal once the first is saved.
-    while (journal.read_text() if journal.exists() else "").count('"event": "epoch"') < 2:
-        assert time.monotonic() < until and all(child.poll() is None for child in children)
-        time.sleep(0.05)
-    yield children
-    for child in children:
-        child.kill()
-        child.communicate()
+    until = time.monotonic() + 180
+    try:
+        # The second epoch is in the journal once the first is saved.
+        while (journal.read_text() if journal.exists() else "").count('"event": "epoch"') < 2:
+            assert time.monotonic() < until and all(child.poll() is None for child in children)
+            time.sleep(0.05)
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 def saved(out: Path) -> dict[str, object]:
     return checkpoint.load(out / "last")[1]
 
 
-def test_signal_to_first_process_stops_both(
-    pair: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_signal_to_first_process_stops_both(pair: list[ForkedProcess], tmp_path: Path) -> None:
     pair[0].send_signal(signal.SIGTERM)
     assert_both_stopped(pair, tmp_path / "run")
 
 
-def assert_both_stopped(pair: list[subprocess.Popen[str]], run: Path) -> None:
+def assert_both_stopped(pair: list[ForkedProcess], run: Path) -> None:
     """Both end after the same step, which is saved, and the journal has every step up to it."""
     output = [child.communicate(timeout=90)[1] for child in pair]
     assert [child.returncode for child in pair] == [143, 143], output
@@ -77,7 +72,7 @@ def assert_both_stopped(pair: list[subprocess.Popen[str]], run: Path) -> None:
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_when_one_dies_the_other_fails(
-    pair: list[subprocess.Popen[str]], tmp_path: Path, dies: int
+    pair: list[ForkedProcess], tmp_path: Path, dies: int
 ) -> None:
     pair[dies].kill()
     _, output = pair[1 - dies].communicate(timeout=120)
@@ -100,18 +95,16 @@ def test_lost_connections_are_distinguished_from_other_faults() -> None:
         assert not is_lost_process(RuntimeError(text)), text
 
 
+def wait_six_seconds() -> None:
+    """Let a process wait six seconds for the others, in place of ten minutes."""
+    build_accelerator.TIMEOUT = timedelta(seconds=6)
+
+
 def test_process_that_hangs_is_awaited_until_timeout(tmp_path: Path) -> None:
-    """Three seconds in place of ten minutes."""
-    impatient = (
-        "import runpy, sys; from datetime import timedelta;"
-        "from distill.components import build_accelerator;"
-        "build_accelerator.TIMEOUT = timedelta(seconds=3); sys.argv[0] = 'cli.py';"
-        "runpy.run_path('cli.py', run_name='__main__')"
-    )
-    port, journal = free_port(), tmp_path / "run" / "journal.jsonl"
-    pair = [of_two(r, port, tmp_path / "run", *LONG, program=("-c", impatient)) for r in (0, 1)]
+    pair = start_two(tmp_path / "run", *LONG, before=wait_six_seconds)
+    journal = tmp_path / "run" / "journal.jsonl"
     while '"step": 3' not in (journal.read_text() if journal.exists() else ""):
-        assert all(child.poll() is None for child in pair)
+        assert all(child.poll() is None for child in pair), [each.communicate() for each in pair]
         time.sleep(0.02)
     pair[1].send_signal(signal.SIGSTOP)
     try:
@@ -124,8 +117,7 @@ def test_process_that_hangs_is_awaited_until_timeout(tmp_path: Path) -> None:
 
 
 def test_divergence_ends_both_processes(tmp_path: Path) -> None:
-    port, rate = free_port(), ["--set", "optim.lr=1e30"]
-    pair = [of_two(rank, port, tmp_path / "run", *LONG, *rate) for rank in (0, 1)]
+    pair = start_two(tmp_path / "run", *LONG, "--set", "optim.lr=1e30")
     output = [child.communicate(timeout=120)[1] for child in pair]
     assert [child.returncode for child in pair] == [1, 1], output
     assert "the loss or its gradient is not finite in step" in output[0]
@@ -137,11 +129,10 @@ def test_divergence_ends_both_processes(tmp_path: Path) -> None:
 def test_signal_to_second_process_stops_both_and_resumes(tmp_path: Path) -> None:
     """Resumed by two processes, the run is bit for bit the uninterrupted one."""
     four = [*SETS, "--set", "train.epochs=3"]
-    options = [ROOT / "cli.py", "distill", *four, "--out"]
-    launch(*TORCHRUN, *torchrun_options(2), *options, tmp_path / "whole")
+    options = ["cli.py", "distill", *four, "--out"]
+    run_ranks(2, *options, tmp_path / "whole")
     cut = tmp_path / "cut"
-    port = free_port()
-    children = [of_two(rank, port, cut, *four) for rank in (0, 1)]
+    children = start_two(cut, *four)
     journal = cut / "journal.jsonl"
     while '"step": 13' not in (journal.read_text() if journal.exists() else ""):
         assert all(child.poll() is None for child in children)
@@ -149,7 +140,7 @@ def test_signal_to_second_process_stops_both_and_resumes(tmp_path: Path) -> None
     children[1].send_signal(signal.SIGUSR1)
     assert_both_stopped(children, cut)
     assert 10 < saved(cut)["step"] < 30  # type: ignore[operator]
-    launch(*TORCHRUN, *torchrun_options(2), *options, cut, "--resume")
+    run_ranks(2, *options, cut, "--resume")
     one, other = (
         load_file(RunFolder(tmp_path / name).weights("student")) for name in ("whole", "cut")
     )

@@ -18,7 +18,7 @@ from distill.teacher.teacher import FrozenTeacher
 from distill.training import build, loop, run, start_notes, verify_cache
 from tests.make_runs import EFFICIENT, prepared
 from tests.make_runs import train as trained
-from tests.training.test_processes import TORCHRUN, launch, losses, torchrun_options
+from tests.training.test_processes import losses, run_ranks
 from tests.training.test_run import digest, same
 
 GROWING = "train.resolution=[[0.0, 20], [0.5, 32]]"
@@ -155,7 +155,7 @@ def test_two_processes_have_same_sides_and_stem(tmp_path: Path) -> None:
     one, events = trained(tmp_path / "one", *options)
     sets = [word for value in options for word in ("--set", value)]
     command = ["cli.py", "distill", "--recipe", "tiny", "--out", tmp_path / "two", *sets]
-    launch(*TORCHRUN, *torchrun_options(2), *command)
+    run_ranks(2, *command)
     two = RunFolder(tmp_path / "two")
     alone = [each.metrics[loss_name(TOTAL)] for each in events if isinstance(each, Step)]
     assert losses(two.path)[:5] == pytest.approx(alone[:5], rel=0.1)

@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +28,7 @@ from distill.runs import check_runs_match
 from distill.runs.run_folder import RunFolder
 from distill.runs.teacher_student_summary import closing_rows
 from distill.training import run
+from tests.forked_process import ForkedProcess
 from tests.make_runs import Events, train, two_epochs
 
 
@@ -100,13 +99,12 @@ def test_killed_for_real_and_resumed_is_uninterrupted(teacher, tmp_path) -> None
     whole, _ = train(tmp_path / "whole", *three)
     out = tmp_path / "killed"
     journal = RunFolder(out).journal
-    command = [sys.executable, "cli.py", "distill", "--recipe", recipe, "--out", out]
-    child = subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL)
+    child = ForkedProcess(["cli.py", "distill", "--recipe", recipe, "--out", out], {})
     while '"epoch"' not in (journal.read_text() if journal.exists() else ""):
         assert child.poll() is None
         time.sleep(0.01)
     child.kill()
-    child.wait()
+    child.communicate()
     assert not RunFolder(out).is_finished
     resumed, events = train(out, *three, resume=True)
     assert isinstance(events[0], Start) and events[0].first_step in (0, 10, 20)

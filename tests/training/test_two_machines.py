@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_processes import (
-    ACCELERATE,
-    ROOT,
-    TORCHRUN,
-    free_port,
-    launch,
-    losses,
-    torchrun_options,
-)
+from tests.training.test_processes import ACCELERATE, ROOT, free_port, losses, run_ranks
 
 HOSTS = {"understudy-a": "10.77.0.1", "understudy-b": "10.77.0.2"}
 RUN = [
@@ -75,7 +67,6 @@ def test_two_machines_are_two_processes(cabled: None, tmp_path: Path) -> None:
     ]  # fmt: skip
     outputs = [machine.communicate(timeout=200)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    launch(*TORCHRUN, *torchrun_options(2), "cli.py", *RUN, "--out", tmp_path / "here",
-           ACCELERATE_USE_CPU="true")  # fmt: skip
+    run_ranks(2, "cli.py", *RUN, "--out", tmp_path / "here")
     there, here = (losses(tmp_path / name) for name in ("machines", "here"))
     assert there == pytest.approx(here, abs=1e-5) and len(here) == 20
