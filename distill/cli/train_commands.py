@@ -79,7 +79,8 @@ def train(
     folder = run_folder.RunFolder(out or run_folder.default_path(resolved.name))
     quoted = shell_word(str(folder.path))
     resume_hint = f"To continue, type the same command with --out {quoted} --resume"
-    finish(role, resolved, folder, resume, trackers, resume_hint)
+    with _offer_to_end_early(folder):
+        finish(role, resolved, folder, resume, trackers, resume_hint)
     if is_main():
         with quiet_on_error("stdout"):  # the run is finished, even if its table cannot be printed
             print_closing_table(folder)
@@ -172,6 +173,19 @@ def explain_interruption(folder: "RunFolder", resume_hint: str) -> Iterator[None
         raise
     except Exception as fault:
         _raise_explained(folder, fault, resume_hint)
+        raise
+
+
+@contextmanager
+def _offer_to_end_early(folder: "RunFolder") -> Iterator[None]:
+    """Print how to finish a run that was interrupted, after how to continue it."""
+    from distill.runs.commands_to_repeat import finish_line
+
+    try:
+        yield
+    except (typer.Exit, SystemExit):
+        for line in finish_line(folder):
+            echo(line, err=True)
         raise
 
 

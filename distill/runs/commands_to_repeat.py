@@ -73,13 +73,16 @@ def advice_on_unfinished(folder: RunFolder) -> str:
     holder, is_alive = lock.read_holder(folder.path)
     if is_alive:
         return f"It is being trained by {holder}: wait until that ends."
-    has_checkpoint = folder.last.exists() or folder.last.with_name("last.old").exists()
-    if not has_checkpoint or _verb(_typed(folder)) in TRIALS:
+    if _verb(_typed(folder)) in TRIALS:
         return continue_line(folder)
-    return (
-        f"{continue_line(folder)}\nOr end it with its best weights so far: "
-        f"python cli.py finish {shell_word(str(folder.path))}"
-    )
+    return "\n".join([continue_line(folder), *finish_line(folder)])
+
+
+def finish_line(folder: RunFolder) -> Iterator[str]:
+    """Yield a line with the command that ends an unfinished run early, if it has a checkpoint."""
+    if folder.last.exists() or folder.last.with_name("last.old").exists():
+        command = f"python cli.py finish {shell_word(str(folder.path))}"
+        yield f"Or end it with its best weights so far: {command}"
 
 
 def continue_line(folder: RunFolder) -> str:

@@ -70,10 +70,11 @@ def test_signal_ends_step_saves_and_leaves_in_time(
     began_at = time.monotonic()
     _, result = long_run.communicate(timeout=30)
     assert long_run.returncode == code and time.monotonic() - began_at < 10
-    last = result.splitlines()[-1]
-    assert last.startswith(
+    to_continue, to_finish = result.splitlines()[-2:]
+    assert to_continue.startswith(
         f"Stopped after step {saved_step(tmp_path / 'run'):,}, and saved. To continue"
     )
+    assert to_finish.startswith("Or end it with its best weights so far: python cli.py finish ")
     assert "Traceback" not in result
     rows = [row for row in read(RunFolder(tmp_path / "run").journal) if row["event"] == "step"]
     assert rows[-1]["step"] == saved_step(tmp_path / "run")

@@ -140,7 +140,7 @@ def test_train_distill_evaluate_and_resume(run_cli: RunCli, tmp_path: Path) -> N
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
 )
-def test_stopped_run_names_the_command_that_resumes(
+def test_stopped_run_names_commands_to_continue_and_finish(
     run_cli: RunCli, pets: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(number)
@@ -160,11 +160,12 @@ def test_stopped_run_names_the_command_that_resumes(
     assert several.err.splitlines()[-1] == again
 
     (run,) = Path("runs").iterdir()
-    advice = result.err.splitlines()[-1]
+    advice, finish = result.err.splitlines()[-2:]
     assert advice == (
         "Stopped after step 4, and saved. To continue, type the same command with "
         f"--out {run} --resume"
     )
+    assert finish == f"Or end it with its best weights so far: python cli.py finish {run}"
     resumed = run_cli(*command, *shlex.split(advice.split("with ")[-1]))
     assert resumed.code == 0
     assert re.search(r"^resumed +at step 4$", resumed.err, re.MULTILINE)
