@@ -28,6 +28,7 @@ from distill.cli.options import (
     SetOption,
     TeacherOption,
     TrackerOption,
+    TrainingCommand,
 )
 from distill.cli.stdout_and_stderr import (
     escape_unencodable,
@@ -70,7 +71,7 @@ def options_of_all_commands(
     """Declare the options that come before the name of a command."""
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def train_teacher(
     recipe: RecipeOption = "teacher_wrn",
     data: DataOption = None,
@@ -87,7 +88,7 @@ def train_teacher(
     train("teacher", resolved, out, resume, tracker)
 
 
-@app.command()
+@app.command(cls=TrainingCommand)
 def distill(
     recipe: RecipeOption = "kd_cutmix",
     teacher: TeacherOption = [],

@@ -2,10 +2,12 @@
 
 import math
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from distill.errors import UserError
 
@@ -85,6 +87,32 @@ StorageOption = Annotated[
         show_envvar=True,
     ),
 ]
+
+
+KEY_OF_OPTION = {  # options that other programs have, and the recipe keys that they set here
+    "--epochs": "train.epochs",
+    "--minutes": "train.minutes",
+    "--lr": "optim.lr",
+    "--learning-rate": "optim.lr",
+    "--weight-decay": "optim.weight_decay",
+    "--batch-size": "train.batch_size",
+    "--seed": "train.seed",
+}
+
+
+class TrainingCommand(TyperCommand):
+    """A command that names --set if an option was typed that is a key of recipes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command. Raises UserError if one of them is in KEY_OF_OPTION."""
+        for word, after in pairwise([*args, ""]):
+            option, equals, value = word.partition("=")
+            if key := KEY_OF_OPTION.get(option):
+                value = (value if equals else after) or "VALUE"
+                raise UserError(
+                    f"{option} is no option of {ctx.info_name}.\nType --set {key}={value}"
+                )
+        return super().parse_args(ctx, args)
 
 
 class LabelStyle(StrEnum):

@@ -1,7 +1,10 @@
 """Check that train-teacher or distill can use a recipe."""
 
+from collections.abc import Iterator
+
+from distill.recipe.find_teacher_recipe import is_teacher_recipe
 from distill.recipe.loss_schema import TEACHERS
-from distill.recipe.recipes import RecipeError, ResolvedRecipe
+from distill.recipe.recipes import RecipeError, ResolvedRecipe, has_teacher
 from distill.recipe.schema import Recipe, Student
 
 
@@ -39,3 +42,15 @@ def check_student(resolved: ResolvedRecipe) -> Student:
             fault += f"; for its teacher type train-teacher --recipe {resolved.name}"
         raise RecipeError(resolved.name, [fault])
     return resolved.recipe.student
+
+
+def note_on_teacher_recipe(resolved: ResolvedRecipe) -> Iterator[str]:
+    """Yield a note if distill is to train the student of a recipe that is meant for a teacher."""
+    if has_teacher(resolved.recipe):
+        return
+    for part in filter(is_teacher_recipe, resolved.name.split("+")):
+        yield (
+            f"{part} is a recipe for teachers: distill trains the student alone, without a "
+            f"teacher; for the teacher type train-teacher --recipe {resolved.name}"
+        )
+        return

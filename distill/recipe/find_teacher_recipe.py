@@ -15,7 +15,7 @@ def teacher_for(name: str) -> str:
     """
     first, *ingredients = name.split("+")
     ingredients = [each for each in ingredients if not _adds_teacher_term(each)]
-    teachers = [each for each in ingredients if _is_teacher_recipe(each)]
+    teachers = [each for each in ingredients if is_teacher_recipe(each)]
     note = ""
     with suppress(RecipeError):
         note = load(first).recipe.about.teacher
@@ -27,7 +27,7 @@ def teacher_for(name: str) -> str:
     return " ".join(filter(None, ["+".join([base, *ingredients]), options, *more]))
 
 
-def _is_teacher_recipe(part: str) -> bool:
+def is_teacher_recipe(part: str) -> bool:
     """Whether a shipped recipe is a whole one for train-teacher, such as `teacher_wrn`."""
     with suppress(RecipeError):
         recipe = load(part).recipe

@@ -35,6 +35,7 @@ from distill.metrics import measures
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.cost import count_parameters
 from distill.recipe import recipe_variants, recipes
+from distill.recipe.check_recipe_role import note_on_teacher_recipe
 from distill.recipe.recipes import Recipe, ResolvedRecipe
 from distill.recipe.stage_pairs import with_paired_stages
 from distill.runs import check_runs_match, lock, read_predictions, run_folder
@@ -88,7 +89,8 @@ def request_training(
     stop: StopSignal | None = None,
 ) -> TrainingRequest:
     """Return the request to train a resolved recipe in the run folder `out`, with its notes."""
-    notes = resolved.notes(role)
+    own = note_on_teacher_recipe(resolved) if role == "student" else ()
+    notes = (*own, *resolved.notes(role))
     stop = stop or StopSignal()
     return TrainingRequest(
         role, resolved.recipe, resolved.name, out, resume, stop, resolved.origins, notes

@@ -4,8 +4,10 @@ import re
 
 import pytest
 
+from distill.cli.options import KEY_OF_OPTION
 from distill.cli.train_commands import resolve
 from distill.recipe import recipes
+from distill.recipe.validation import keys
 from students.design import Design
 from tests.cli.command_line import RunCli, assert_refused
 
@@ -31,6 +33,25 @@ from tests.cli.command_line import RunCli, assert_refused
 )
 def test_wrong_recipe_is_refused(run_cli: RunCli, arguments: list[str], found: str) -> None:
     assert_refused(run_cli("distill", *arguments), found, lines=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "advice"),
+    [
+        ("distill", ["--epochs", "3"], "is no option of distill.\nType --set train.epochs=3"),
+        ("distill", ["--lr=0.1"], "Type --set optim.lr=0.1"),
+        ("train-teacher", ["--seed", "1"], "--seed is no option of train-teacher."),
+        ("train-teacher", ["--batch-size"], "Type --set train.batch_size=VALUE"),
+    ],
+)
+def test_option_named_like_a_key_is_explained(
+    run_cli: RunCli, command: str, typed: list[str], advice: str
+) -> None:
+    assert_refused(run_cli(command, *typed), advice, lines=2)
+
+
+def test_keys_of_explained_options_exist() -> None:
+    assert set(KEY_OF_OPTION.values()) <= keys().keys()
 
 
 def test_five_faults_are_five_lines(run_cli: RunCli) -> None:

@@ -191,6 +191,19 @@ def test_recipe_without_student_is_refused_by_distill() -> None:
     check_recipe_role.check_teacher(load("fast_teacher"))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_noted"),
+    [("teacher_wrn+quickstart", True), ("kd+teacher_wrn", False), ("student_alone", False)],
+)
+def test_teacher_recipe_for_a_student_is_noted(name: str, is_noted: bool) -> None:
+    notes = list(check_recipe_role.note_on_teacher_recipe(load(name)))
+    note = (
+        "teacher_wrn is a recipe for teachers: distill trains the student alone, without a "
+        "teacher; for the teacher type train-teacher --recipe teacher_wrn+quickstart"
+    )
+    assert notes == [note] * is_noted
+
+
 def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     with pytest.raises(RecipeError) as error:
         check_recipe_role.check_teacher(load("kd"))
