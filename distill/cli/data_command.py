@@ -55,13 +55,27 @@ def fetch(
         ),
     ] = 120.0,
 ) -> None:
-    """Download the official archive, or the rest of it, and check it; or check an existing one."""
-    from distill.data.sources import download
-    from distill.terminal.download_progress import DownloadDisplay
+    """Download the official archive, or the rest of it, and check it.
 
+    Downloads nothing if the archive or its images are in the folder, or where `cifar10` is read.
+    """
+    from distill.data.sources import download, load_data_set
+    from distill.terminal.download_progress import DownloadDisplay
+    from distill.terminal.progress import ProgressDisplay
+
+    archive = download.archive_of(source)
+    is_there = (into / archive.name).exists()
+    if not is_there:
+        with ProgressDisplay(stderr()) as display:
+            found = load_data_set.find_genuine(source, into, progress=display.progress)
+        if found:
+            title = load_data_set.NAMED[source].title
+            echo(f"{found}: {title}, every image; nothing was downloaded")
+            return
     with DownloadDisplay(stderr()) as progress:
         path = download.fetch(source, into, mirrors=mirror, progress=progress, total_s=60 * minutes)
-    echo(f"{path}: the official archive, md5 {download.ARCHIVES[source].md5}")
+    note = "; nothing was downloaded" if is_there else ""
+    echo(f"{path}: the official archive, md5 {archive.md5}{note}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.sources import load_data_set
+from distill.data.sources import download, load_data_set
 from tests.cli.command_line import RunCli, assert_refused, write_batches
 
 
@@ -35,6 +35,21 @@ def test_info_knows_the_genuine_images(
     assert load_data_set.info(str(pets))["genuine"] == "PETS, train split; PETS, test split"
     monkeypatch.setattr(load_data_set, "GENUINE", {train: "PETS, train split"})
     assert load_data_set.info(str(pets))["genuine"] == "PETS, train split; test: no"
+
+
+@pytest.mark.parametrize("into", [[], ["--into", "elsewhere"], ["--into", "store"]])
+def test_fetch_downloads_nothing_that_is_there(
+    run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, into: list[str]
+) -> None:
+    folder = write_batches(Path("store" if "store" in into else "data"))
+    names = {
+        load_data_set.load(str(folder), split).fingerprint: split for split in load_data_set.SPLITS
+    }
+    monkeypatch.setattr(load_data_set, "GENUINE", names)
+    monkeypatch.setattr(download.Download, "run", lambda *_: pytest.fail("downloads"))
+    result = run_cli("data", "fetch", *into)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"{folder}: CIFAR-10, every image; nothing was downloaded\n"
 
 
 def test_info_describes_an_incomplete_set(run_cli: RunCli, pets: Path) -> None:

@@ -220,7 +220,7 @@ def fetch(
     file has another md5 than the archive, if an address is invalid, or if the folder cannot be
     used; Failure if no address serves the file or another download is running.
     """
-    archive = _archive_of(source)
+    archive = archive_of(source)
     addresses = [*mirrors, *os.environ.get(MIRRORS, "").split(), *archive.addresses]
     _check_addresses(addresses, archive, folder)
     download = Download(archive, folder, progress, stall_s, total_s)
@@ -295,7 +295,8 @@ def md5_of(path: Path, largest: int) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _archive_of(source: str) -> Archive:
+def archive_of(source: str) -> Archive:
+    """Return the official archive of a data set. Raises UserError if it has none."""
     if source not in ARCHIVES:
         raise UserError(
             f"{source!r} cannot be fetched: only {' and '.join(ARCHIVES)} have an official archive."

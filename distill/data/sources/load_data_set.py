@@ -7,6 +7,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -171,6 +172,19 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
     return facts | {"faults": faults}
 
 
+def find_genuine(name: str, folder: Path, *, progress: Progress | None = None) -> Path | None:
+    """Return where the published images of a set lie; None if they have to be downloaded.
+
+    `name`: as in NAMED. Looks in `folder` and in the folders that `load` reads; reads every image.
+    """
+    for place in dict.fromkeys((folder, *_default_folders())):
+        found = _find_named(name, place)
+        with suppress(UserError):  # a damaged set
+            if found and info(str(found.path), progress=progress)["is_genuine"]:
+                return found.path
+    return None
+
+
 def _load_splits(source: str, progress: Progress | None) -> tuple[dict[Split, ImageSet], list[str]]:
     """Return the splits that can be read, and the errors of the others.
 
@@ -225,11 +239,19 @@ def _locate(source: str) -> Batches | ClassFolders:
     )
 
 
+def _default_folders() -> tuple[Path, ...]:
+    """Return the folders in which named sets are looked for."""
+    return Path("data"), cache_folder()
+
+
+def _find_named(source: str, folder: Path) -> Batches | ClassFolders | None:
+    return cifar.find(folder, NAMED[source]) or class_folders.find(folder / source)
+
+
 def _locate_named(source: str, layout: Layout) -> Batches | ClassFolders:
-    folders = (Path("data"), cache_folder())
+    folders = _default_folders()
     for folder in folders:
-        found = cifar.find(folder, layout) or class_folders.find(folder / source)
-        if found:
+        if found := _find_named(source, folder):
             return found
     candidates = [
         f"{folder}/{name}"
