@@ -232,8 +232,11 @@ def _missing_notes(record: RunRecord, drawn: Curves) -> Iterator[str]:
         )
         name = measure_name("top1", "test")
         best, measured = max(record.test_curve.items(), key=lambda item: item[1][name])
+        most = f"The most accurate of these epochs on the test split is epoch {best}"
+        if best == record.result.get("epoch"):
+            yield f"{most}, whose weights are those of this run."
+            return
         yield (
-            f"The most accurate of these epochs on the test split is epoch {best}, with "
-            f"{percent(measured[name])}. Some publications give this accuracy, which is too high "
-            "because the test split selected it."
+            f"{most}, with {percent(measured[name])}. Some publications give this accuracy, which "
+            "is too high because the test split selected it."
         )

@@ -1,5 +1,6 @@
 """Write the report of one run."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ from distill.statistics import Interval
 PAGE = "report.html"
 TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # commands that have --teacher
 TEACHER_KEY = "teacher.runs"
+PROCESS_NOTE = re.compile(  # start notes on the process and its files, not on the result
+    r"was killed here: its lock is taken over$|^keeps the weights of .* for report --test-curve"
+    r"|^\d+ of \d+ views? of the teacher's logits (is|are) cached in "
+)
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output shape, parameters
 
 
@@ -118,7 +123,7 @@ def _notes(record: RunRecord) -> Iterator[str]:
     if record.start is None:
         yield "The journal has no start event: when and how this run began is unknown."
     else:
-        yield from record.start.notes
+        yield from (note for note in record.start.notes if not PROCESS_NOTE.search(note))
     for run in record.result.get("teacher", {}).get("imported", ()):
         yield f"The teacher {run} was imported: another program trained its weights."
 

@@ -403,7 +403,7 @@ def _start_event(ready: PreparedRun, killed: LockHolder | None, progress: Progre
         teacher_top1, teacher_images = _measure_teacher(ready.teacher, ready, progress)
     with running(progress, "reading the cached logits"):
         own_notes = start_notes(state, request.recipe, ready.split, ready.test, teacher_top1)
-        notes = (*_killed_note(killed), *request.notes, *ready.notes, *own_notes)
+        notes = (*killed_note(killed), *request.notes, *ready.notes, *own_notes)
     return replace(
         _start_facts(ready), teacher_top1=teacher_top1, teacher_images=teacher_images, notes=notes
     )
@@ -437,7 +437,8 @@ def _start_facts(ready: PreparedRun) -> Start:
     )
 
 
-def _killed_note(killed: LockHolder | None) -> Iterator[str]:
+def killed_note(killed: LockHolder | None) -> Iterator[str]:
+    """Yield a note on the process that was killed in the run's folder; `killed`: None for none."""
     if killed is not None:
         yield f"{killed}, was killed here: its lock is taken over"
 

@@ -11,19 +11,24 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from distill import statistics
 from distill.components import layer_summary
 from distill.errors import Failure, UserError
 from distill.events import Epoch
+from distill.models import epoch_weights
 from distill.report import comparison, page, run_report
 from distill.report.page import FigureBlock, Page, Paragraph, Preformatted, Section, Table
 from distill.report.table_html_csv_latex import Column, ValueTable
 from distill.runs.journal import Journal
+from distill.runs.lock import LockHolder
 from distill.runs.read_run_folder import RunRecord, read
 from distill.runs.run_folder import RunFolder
+from distill.training.run import killed_note
 from tests.make_runs import Events
 from tests.runs.records import ALONE, SCRIPT, averaged_alone, curve_of, hostile, predictions, record
+from tests.terminal.test_display_to_svg import START
 
 LAYERS = [("conv", "Conv2d", (4, 32, 32), 108), ("head", "Linear", (10,), 50)]
 
@@ -322,10 +327,32 @@ def test_held_out_logits_give_a_temperature() -> None:
             ),
             "on the test split is epoch 2, with 52.00 %. Some publications give this accuracy",
         ),
+        (
+            replace(
+                record("a", 9),
+                result=record("a", 9).result | {"epoch": 2},
+                test_curve={n: curve_of(top1)[1] for n, top1 in ((1, 0.4), (2, 0.52))},
+            ),
+            "on the test split is epoch 2, whose weights are those of this run.",
+        ),
     ],
 )
 def test_missing_parts_are_explained(known: RunRecord, message: str) -> None:
     assert message in words(run_report.page(known, LAYERS))
+
+
+def test_notes_on_the_process_are_left_out(tmp_path: Path) -> None:
+    folder, network = RunFolder(tmp_path), nn.Linear(1, 1)
+    notes = (
+        *killed_note(LockHolder("host", 7, "2026-01-01 10:00:00")),
+        epoch_weights.plan(folder, "auto", 3, 0, network).note,
+        "2 of 3 views of the teacher's logits are cached in /c, 1 MB when all are",
+        "a note on the result",
+    )
+    run = record("a", 9)
+    run = replace(run, events=(replace(START, notes=notes), *run.events[1:]))
+    head = run_report.page(run, LAYERS).notes
+    assert [note for note in head if note in notes] == ["a note on the result"]
 
 
 @pytest.mark.long
