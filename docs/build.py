@@ -3,8 +3,9 @@
     python -m docs.build              update the tables of recipes and of their keys in
                                       docs/recipes.md, from their [about] tables and from the
                                       schema; the list of modules in docs/architecture.md, from the
-                                      first lines of their docstrings; the table of networks in
-                                      docs/networks.md; and recipes/recipe.schema.json
+                                      first lines of their docstrings; the table of networks and the
+                                      rules of courses in docs/networks.md; and
+                                      recipes/recipe.schema.json
     python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
     python -m docs.build --check      write nothing; exit 1 if one of them is stale
 
@@ -27,6 +28,7 @@ from distill.runs.run_folder import open_run, write_text
 from distill.terminal import display_to_svg
 from docs.recipe_keys import key_tables
 from networks import network_catalogue
+from students import course_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -186,6 +188,16 @@ def network_table() -> str:
     return "\n".join(map(_line, [NETWORK_COLUMNS, NETWORK_ALIGNMENT, *rows]))
 
 
+def rules_list() -> str:
+    """Return a Markdown list of the rules of courses and their clauses."""
+    lines: list[str] = []
+    for name, rules in course_rules.RULES.items():
+        size = f"{rules.bound} {course_rules.BUDGET:,} parameters"
+        lines += [f"- `{name}` ({rules.title}):", f"    - {size}"]
+        lines += [f"    - {clause.demand}" for clause in rules.clauses]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Section:
     """A generated part of a document, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
@@ -221,6 +233,7 @@ class Section:
 RECIPES = Section(ROOT / "docs" / "recipes.md", "recipes", recipe_table)
 MODULES = Section(ARCHITECTURE, "modules", module_list)
 NETWORKS = Section(ROOT / "docs" / "networks.md", "networks", network_table)
+RULES = Section(ROOT / "docs" / "networks.md", "rules", rules_list)
 KEYS = Section(ROOT / "docs" / "recipes.md", "keys", key_tables)
 SCHEMA = ROOT / recipe_json_schema.FILE
 
@@ -233,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     given = parser.parse_args(arguments)
     try:
-        for section in (RECIPES, MODULES, NETWORKS, KEYS):
+        for section in (RECIPES, MODULES, NETWORKS, RULES, KEYS):
             _build(section, only_check=given.check)
         _write(SCHEMA, recipe_json_schema.text(), "the schema", only_check=given.check)
         if given.run is not None and not given.check:

@@ -30,7 +30,7 @@ BEGIN, END = build.RECIPES.begin, build.RECIPES.end
 
 @pytest.mark.long
 def test_generated_sections_are_up_to_date() -> None:
-    for section in (build.RECIPES, build.MODULES, build.NETWORKS, build.KEYS):
+    for section in (build.RECIPES, build.MODULES, build.NETWORKS, build.RULES, build.KEYS):
         written = section.document.read_text()
         assert section.rebuilt(written) == written, "stale; type: python -m docs.build"
     assert build.SCHEMA.read_text() == recipe_json_schema.text(), (

@@ -293,7 +293,11 @@ def _show_designs(
             keys["downsample"] = downsample
         sets = [word for key, value in keys.items() for word in ("--set", f"student.{key}={value}")]
         command = shlex.join(["python", "cli.py", "distill", "--recipe", "student_alone", *sets])
-        echo(f"To train the last one without a teacher: {command}", err=True)
+        echo(
+            "The table compares sizes, not accuracies. To train one without a teacher, give its "
+            f"numbers, as here those of the last row: {command}",
+            err=True,
+        )
 
 
 def _check_rules(

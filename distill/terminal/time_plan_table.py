@@ -177,8 +177,8 @@ def _precision_note(rows: Sequence[Row]) -> str:
 
 
 def _left_out(broken: Mapping[str, Sequence[str]], rules: str) -> Iterator[str]:
-    """Yield which recipes are left out by the rules, and the first clause that each breaks."""
-    yield f"{counted(len(broken), 'recipe')} left out by the rules {rules}:"
+    """Yield which recipes are left out because of the rules, and the first reason for each."""
+    yield f"With --rules {rules}, {counted(len(broken), 'recipe')} left out:"
     together: dict[str, list[str]] = {}
     for name, clauses in broken.items():
         together.setdefault(clauses[0], []).append(name)

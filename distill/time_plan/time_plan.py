@@ -260,7 +260,7 @@ def _broken_rules(course: courses.Rules, candidate: Candidate) -> list[str]:
     """Return why a candidate trains no student that follows a course's rules; empty if it does."""
     student = candidate.training.recipe.student
     if candidate.training.role == "teacher" or student is None:
-        return ["it trains a teacher, no student"]
+        return ["it trains a teacher, and the rules are for students"]
     return courses.broken_clauses(course, Design.of(**student.spec()), student.activation)
 
 

@@ -127,7 +127,7 @@ def test_design_checks_a_recipe_against_rules(run_cli: RunCli) -> None:
     )
     over = run_cli("design", "--rules", "nyu2022", "--check", "nyu2023_og_64")
     assert over.code == 1
-    assert "the input layer's filters are F_1 = 3 wide: they are 7" in over.err
+    assert "the input layer's filters are F_1 wide: they are 7 wide, and F_1 is 3" in over.err
     assert "fewer than 5,000,000 parameters: it has 5,000,266" in over.err
     as_json = run_cli("design", "--rules", "nyu2022", "--check", "nyu2023_og_64", "--json")
     values = json.loads(as_json.out)

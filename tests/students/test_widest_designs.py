@@ -111,8 +111,8 @@ LEGAL = {"stages": 3, "blocks": [2, 1, 4], "width": 16}
     ("change", "activation", "clause"),
     [
         ({"width": None, "channels": [16, 32, 65]}, "relu", "its channels are 16-32-65"),
-        ({"stem_width": 20}, "relu", "C_1 = 16 channels: it has 20"),
-        ({"stem_kernel": 5}, "relu", "F_1 = 3 wide: they are 5"),
+        ({"stem_width": 20}, "relu", "C_1 channels: it has 20, and C_1 is 16"),
+        ({"stem_kernel": 5}, "relu", "F_1 wide: they are 5 wide, and F_1 is 3"),
         ({"stem_stride": 2}, "relu", "keeps 32x32"),
         ({"stem_pool": True}, "relu", "keeps 32x32"),
         ({"stem_norm": False}, "relu", "followed by bn and relu: it has no bn"),

@@ -164,7 +164,7 @@ def test_rules_that_no_recipe_keeps() -> None:
     text = shown(planned(rules="nyu2025", against_the_rules=list(broken), broken_rules=broken))
     assert "No recipe follows the rules nyu2025." in text
     assert (
-        "3 recipes left out by the rules nyu2025:\n  a, b, c: no 7\n"
+        "With --rules nyu2025, 3 recipes left out:\n  a, b, c: no 7\n"
         "Every clause: python cli.py design --rules nyu2025 --check NAME\n"
     ) in text
 

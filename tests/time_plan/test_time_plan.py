@@ -303,7 +303,9 @@ def test_only_students_that_keep_the_rules(machine) -> None:
     assert not names & {"fast_teacher", "nyu2023_og", "simkd", "teacher_wrn"}
     assert {"nyu2023_og", "simkd", "teacher_wrn"} <= set(planned["against_the_rules"])
     assert planned["broken_rules"].keys() == set(planned["against_the_rules"])
-    assert planned["broken_rules"]["teacher_wrn"] == ["it trains a teacher, no student"]
+    assert planned["broken_rules"]["teacher_wrn"] == [
+        "it trains a teacher, and the rules are for students"
+    ]
     assert planned["broken_rules"]["simkd"] == [
         "the last layer feeds the average pool: a projector is between them"
     ]
