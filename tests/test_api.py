@@ -202,7 +202,7 @@ def test_training_that_was_left_can_be_resumed(tmp_path: Path) -> None:
     whole = list(train_student("tiny", out=tmp_path / "whole", overrides=overrides))
     cut = tmp_path / "cut"
     interrupted(train_student("tiny", out=cut, overrides=overrides))
-    with pytest.raises(UserError, match="cut already holds a run"):
+    with pytest.raises(UserError, match="cut already contains a run"):
         train_student("tiny", out=cut, overrides=overrides)
     list(train_student("tiny", out=cut, overrides=overrides, resume=True))
     recorded = journal.events(cut / "journal.jsonl")

@@ -61,7 +61,8 @@ def drop(
         problem = "KEY and --all exclude each other" if every else "no KEY was given"
         raise UserError(
             f"{problem}.\n"
-            "Type python cli.py cache drop KEY…, as `cache info` lists them, or cache drop --all."
+            "Type python cli.py cache drop KEY, with a key that `cache info` lists, or cache drop "
+            "--all."
         )
     _note_unreadable()
     chosen = cache_files.list_entries() if every else cache_files.find_entries(keys)

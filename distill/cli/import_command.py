@@ -94,7 +94,7 @@ def _checked_request(
     if network is None:
         with collect_faults(faults):
             network = importing.recognise(weights)
-            echo(f"note: {weights} holds the weights of {network}", err=True)
+            echo(f"note: {weights} contains the weights of {network}", err=True)
     network = network or "wrn"  # any: there is a fault then
     combined_overrides(None, [f"teacher.network={network}", *overrides], None)  # allows typed code
     request = importing.ImportRequest(weights, importing.recipe_of("wrn", data), out)

@@ -115,6 +115,17 @@ class TrainingCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+def _parse_budget(text: str | int) -> int:
+    """Parse --max-params. Raises UserError for anything else than a whole number of at least 1."""
+    digits = str(text)
+    if not (digits.isascii() and digits.isdecimal() and int(digits)):
+        raise UserError(
+            f"--max-params {digits} is not a whole number of at least 1.\n"
+            "Type all its digits, for example --max-params 5000000."
+        )
+    return int(digits)
+
+
 class LabelStyle(StrEnum):
     """How `predict` writes a class: as its position in the list of class names, or as its name."""
 
@@ -124,7 +135,13 @@ class LabelStyle(StrEnum):
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 BudgetOption = Annotated[
-    int, typer.Option("--max-params", min=1, help="Parameter budget: networks have fewer.")
+    int,
+    typer.Option(
+        "--max-params",
+        parser=_parse_budget,
+        metavar="N",
+        help="Parameter budget: networks have fewer.",
+    ),
 ]
 StagesOption = Annotated[
     str, typer.Option("--stages", metavar="A-B", help="Numbers of stages, from A to B.")

@@ -101,7 +101,7 @@ def _teacher(result: dict[str, Any]) -> str:
             accuracy = percent(teacher["top1"])
             names += f" whose run recorded {accuracy} accuracy on up to 1,024 held-out images"
     changed = check_runs_match.ANOTHER_RUN in (fault for _, fault in found)
-    note = "; the folder of its run holds another run now" if changed else ""
+    note = "; the folder of its run contains another run now" if changed else ""
     return f"{names} (weights {markdown_code(teacher['fingerprint'][:16])}{note})"
 
 

@@ -389,7 +389,7 @@ def check(model: type[BaseModel], value: Any) -> None:
     Missing keys and unknown keys are allowed.
     """
     if not isinstance(value, dict):
-        raise Invalid(f"it holds {_type_name(value)} instead of a table")
+        raise Invalid(f"it contains {_type_name(value)} instead of a table")
     try:
         model.model_validate(value)
     except ValidationError as fault:

@@ -242,7 +242,7 @@ def _read_layout(file: Any, n_bytes: int) -> _Layout:
         raise InvalidArray("its header describes no plain array")
     descr = fields["descr"].strip("'")
     if "O" in descr:
-        raise InvalidArray(f"holds Python objects ({descr[:20]!r}), which could run code")
+        raise InvalidArray(f"contains Python objects ({descr[:20]!r}), which could run code")
     dtype = plain_dtype(descr)
     sides = [int(side.strip(" L")) for side in fields["shape"].split(",") if side.strip(" L")]
     shape = check_shape(sides, dtype, n_bytes - length)

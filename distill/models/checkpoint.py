@@ -115,7 +115,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except torch_files.InvalidTorchFile as fault:
         raise DamagedCheckpoint(f"{folder} is damaged: its state.pt {fault}") from fault
     if not isinstance(tensors, dict):
-        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt holds no state dicts")
+        raise DamagedCheckpoint(f"{folder} is damaged: its state.pt contains no state dicts")
     return tensors, progress
 
 

@@ -100,7 +100,7 @@ def find_file(
         several = " and ".join(map(label, hits))
         faults.append(f"recipe {part}{named_in} is two files, {several}; give one by its path")
         return None
-    if "/" in part:
+    if "/" in part or "." in part:
         faults.append(f"{shorten(part)}{named_in} is not a recipe file: its path must end in .toml")
         return None
     near = get_close_matches(part, [path.stem for path in paths], n=1)

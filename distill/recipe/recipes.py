@@ -49,7 +49,7 @@ class RecipeError(UserError):
     def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         lines = [
-            f"RecipeError: {count} in {visible(shorten(self.name))}",
+            f"{count} in {visible(shorten(self.name))}",
             *(f"  {visible(fault)}" for fault in first_faults(self.faults)),
         ]
         return "\n".join(lines)

@@ -137,6 +137,16 @@ def _accuracy_figure(
     return FigureBlock("groups", caption, plots.seeds(rows))
 
 
+def _interval(group: Group, spread: MeanAndInterval) -> Interval | None:
+    """Return the 95 % interval of a group's mean test accuracy; of one run, Wilson's.
+
+    None if that run has no evaluation.npz.
+    """
+    if spread.n > 1:
+        return spread.interval
+    return test_interval(next(r for r in group.records if r.test_metric("top1") is not None))
+
+
 def _group_table(finished: Sequence[tuple[Group, MeanAndInterval]]) -> Table:
     """Return a row per group with results. `finished`: these groups, and their top-1."""
     columns = (
@@ -145,7 +155,13 @@ def _group_table(finished: Sequence[tuple[Group, MeanAndInterval]]) -> Table:
         Column(
             "test accuracy", _percent_mean_std, ("mean", "std"), unit=FRACTION, note=MEAN_AND_STD
         ),
-        Column("95 % interval of the mean", interval_text, ("low", "high"), unit=FRACTION),
+        Column(
+            "95 % interval of the mean",
+            interval_text,
+            ("low", "high"),
+            unit=FRACTION,
+            note="of one run: Wilson's",
+        ),
         Column("NLL", _nats_mean_std, ("mean", "std"), unit="nats", note=MEAN_AND_STD),
         Column("ECE", _percent_mean_std, ("mean", "std"), unit=FRACTION, note=MEAN_AND_STD),
         Column("parameters", grouped),
@@ -156,7 +172,7 @@ def _group_table(finished: Sequence[tuple[Group, MeanAndInterval]]) -> Table:
             group.name,
             spread.n,
             _mean_and_std(spread),
-            spread.interval,
+            _interval(group, spread),
             _mean_and_std(group.spread("nll")),
             _mean_and_std(group.spread("ece")),
             group.records[0].parameters,

@@ -134,7 +134,7 @@ def _check_logits(
     if rows not in (None, array.shape[0]) or columns not in (None, array.shape[1]):
         raise ValueError(f"{name} has the shape {list(array.shape)}, which the others do not have")
     if array.dtype.kind != "f":
-        raise ValueError(f"{name} holds {array.dtype} instead of floats")
+        raise ValueError(f"{name} contains {array.dtype} instead of floats")
     return array.shape[0], array.shape[1]
 
 
@@ -144,7 +144,7 @@ def _check_integers(name: str, array: Array | None, n: int, end: int) -> None:
         found = None if array is None else list(array.shape)
         raise ValueError(f"{name} has the shape {found} instead of [{n}]")
     if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} holds {array.dtype} instead of integers")
+        raise ValueError(f"{name} contains {array.dtype} instead of integers")
     if array.min() < 0 or array.max() >= end:
         raise ValueError(f"{name} has a value outside 0..{end - 1}")
 
@@ -157,7 +157,7 @@ def _check_pixels(array: Array | None, n: int) -> None:
         shape = list(array.shape)
         raise ValueError(f"mistake_pixels has the shape {shape} instead of [{n}, 3, H, W]")
     if array.dtype != np.uint8:
-        raise ValueError(f"mistake_pixels holds {array.dtype} instead of uint8")
+        raise ValueError(f"mistake_pixels contains {array.dtype} instead of uint8")
 
 
 def _unreadable(path: Path, fault: object) -> UserError:

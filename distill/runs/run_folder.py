@@ -275,7 +275,7 @@ def check_out(folder: RunFolder, resume: bool, *, can_resume: bool = True) -> No
     else:
         lock.check_free(folder.path)
         advice = "Continue it with --resume, or choose" if can_resume else "Choose"
-        raise UserError(f"{folder.path} already holds a run.\n{advice} another --out.")
+        raise UserError(f"{folder.path} already contains a run.\n{advice} another --out.")
     check_writable(folder.path, "a run folder")
 
 

@@ -92,7 +92,7 @@ def recognise(weights: Path) -> str:
     found = list(recognise_network.networks_of(foreign_weights.read(weights)))
     if not found:
         raise UserError(
-            f"{weights} holds the weights of none of the networks that have a name "
+            f"{weights} contains the weights of none of the networks that have a name "
             "(docs/networks.md).\nType --network with the network: timm/NAME or FILE.py:NAME."
         )
     if len(found) > 1:

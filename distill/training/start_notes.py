@@ -110,8 +110,8 @@ def _paired_stages_notes(state: TrainState, recipe: Recipe) -> Iterator[str]:
             key = "taps" if len(student) > 1 else "tap"
             yield (
                 f"loss.{name}: {', '.join(student)} of the student's {numbers[0]} stages learn "
-                f"from {', '.join(teacher_maps)} of the teacher's {numbers[1]}; for others type "
-                f"--set loss.{name}.student_{key}=… --set loss.{name}.teacher_{key}=…"
+                f"from {', '.join(teacher_maps)} of the teacher's {numbers[1]}; for others --set "
+                f"loss.{name}.student_{key} and loss.{name}.teacher_{key}"
             )
 
 

@@ -165,6 +165,12 @@ def test_designs_name_their_rules_and_a_command(run_cli: RunCli) -> None:
     assert design_of("student_alone", sets)[0].parameters == 4_895_755
 
 
+@pytest.mark.parametrize("typed", ["5M", "0", "-3", "1e6"])
+def test_budget_is_a_whole_number(run_cli: RunCli, typed: str) -> None:
+    result = run_cli("design", "--max-params", typed)
+    assert_refused(result, f"--max-params {typed} is not a whole number", "--max-params 5000000.")
+
+
 def test_design_refuses_wrong_requests(run_cli: RunCli) -> None:
     assert_refused(
         run_cli("design", "--check", "kd"), "Type it with --rules nyu2022 or --rules nyu2025."

@@ -62,7 +62,7 @@ def test_network_is_recognised_by_its_weights(
     out = tmp_path / "teacher"
     done = run_cli("import-teacher", "--weights", str(weights), *GIVEN, "--out", str(out))
     assert done.code == 0, done.err
-    assert f"note: {weights} holds the weights of resnet20\n" in done.err
+    assert f"note: {weights} contains the weights of resnet20\n" in done.err
     assert 'network = "resnet20"' in (out / "recipe.toml").read_text()
     assert (
         f"type python cli.py distill --recipe kd --teacher {out} --data synthetic --set "
@@ -75,7 +75,7 @@ def test_weights_of_an_unnamed_network_are_refused(run_cli: RunCli, tmp_path: Pa
     given = ["--weights", str(tmp_path / "a.pth"), *GIVEN, "--out", str(tmp_path / "out")]
     refused = run_cli("import-teacher", *given)
     assert refused.code == 2
-    assert "holds the weights of none of the networks that have a name" in refused.err
+    assert "contains the weights of none of the networks that have a name" in refused.err
     assert "Type --network with the network: timm/NAME or FILE.py:NAME." in refused.err
 
 
@@ -143,7 +143,7 @@ def test_all_faults_of_an_import_are_listed(run_cli: RunCli, tmp_path: Path) -> 
     for fault in (
         "--network resnet21 is unknown",
         THREE,
-        f"{tmp_path} already holds a run.\nChoose another --out.",
+        f"{tmp_path} already contains a run.\nChoose another --out.",
         f"{tmp_path / 'no.pth'} does not exist",
         "is neither synthetic, cifar10, cifar100 nor a path that exists",
     ):

@@ -17,6 +17,7 @@ from tests.cli.command_line import RunCli, assert_refused
     [
         (["--recipe", "kd_cutmx"], "recipe 'kd_cutmx' is not in recipes/; did you mean kd_cutmix?"),
         (["--recipe", "/tmp"], "/tmp is not a recipe file: its path must end in .toml"),
+        (["--recipe", "my.tml"], "my.tml is not a recipe file: its path must end in .toml"),
         (["--recipe", "kd+ema2"], "recipe 'ema2' is not in recipes/; did you mean ema?"),
         (["--recipe", "mine.toml"], "mine.toml does not exist"),
         (

@@ -97,7 +97,7 @@ def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) ->
     _, message = wrong.communicate(timeout=60)
     assert wrong.returncode == 2
     assert message == (
-        "RecipeError: 1 fault in tiny\n"
+        "1 fault in tiny\n"
         "  train.epochs = 1.5 (--set) is a number; allowed: a whole number (at least 1, at most "
         "1_000_000)\n"
     )
@@ -112,4 +112,4 @@ def test_a_real_process_ends_as_the_shell_expects(pets: Path, tmp_path: Path) ->
         long.kill()
     assert long.returncode == 143
     assert "Traceback" not in last_words
-    assert last_words.splitlines()[-1].endswith(f"with --out '{out}' --resume")
+    assert last_words.splitlines()[-2].endswith(f"with --out '{out}' --resume")

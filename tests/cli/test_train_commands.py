@@ -61,7 +61,7 @@ def test_existing_run_folder_is_refused(run_cli: RunCli, tmp_path: Path) -> None
     (tmp_path / "run" / "recipe.toml").touch()
     result = run_cli("distill", *SMALL, *ALONE, "--out", tmp_path / "run")
     assert_refused(
-        result, f"{tmp_path / 'run'} already holds a run.\nContinue it with --resume", lines=2
+        result, f"{tmp_path / 'run'} already contains a run.\nContinue it with --resume", lines=2
     )
 
 

@@ -48,7 +48,7 @@ def test_another_run_is_not_described_as_teacher(tmp_path: Path, teacher: RunFol
     write_json(teacher.result_file, teacher.result() | {"weights": "0ff5"})
     assert model_card._teacher(run.result()) == (
         "a teacher whose run recorded 95.00 % accuracy on up to 1,024 held-out images "
-        "(weights `7eac`; the folder of its run holds another run now)"
+        "(weights `7eac`; the folder of its run contains another run now)"
     )
 
 

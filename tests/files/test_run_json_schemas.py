@@ -23,9 +23,9 @@ SOUND: dict[str, Any] = {
 }  # fmt: skip
 NOT_A_TABLE = {
     "empty": (b"", "is not JSON"),
-    "a list": (b"[]", "it holds a list instead of a table"),
-    "null": (b"null", "it holds null instead of a table"),
-    "a number": (b"3", "it holds a number instead of a table"),
+    "a list": (b"[]", "it contains a list instead of a table"),
+    "null": (b"null", "it contains null instead of a table"),
+    "a number": (b"3", "it contains a number instead of a table"),
     "deep": (b'{"a":' * 100_000, "nested more than 32 levels"),
     "whole and deep": (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", "nested more than 32 levels"),
     "not text": (b"\xff\xfe\xfd", "is not (JSON|text in UTF-8)"),

@@ -220,7 +220,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(write: Write) -> None:
     with pytest.raises(RecipeError) as error:
         load("mine.toml")
     assert str(error.value).splitlines() == [
-        "RecipeError: 2 faults in mine.toml",
+        "2 faults in mine.toml",
         "  recipe 'cutmx' (mine.toml) is not in recipes/; did you mean cutmix? "
         "`python cli.py recipes` lists them",
         "  recipe 'nothing_like_it' (mine.toml) is not in recipes/; "

@@ -208,7 +208,7 @@ def test_train_teacher_refuses_recipe_with_a_teacher() -> None:
     with pytest.raises(RecipeError) as error:
         check_recipe_role.check_teacher(load("kd"))
     assert str(error.value).splitlines() == [
-        "RecipeError: 2 faults in kd",
+        "2 faults in kd",
         "  teacher is missing; train-teacher needs a [teacher] table",
         "  loss.kd (recipes/kd.toml) needs a teacher, but train-teacher has none; "
         "type --set loss.kd=false --set loss.hard.weight=1",
@@ -591,5 +591,5 @@ def test_run_recipe_comments_on_unread_teacher_keys() -> None:
 
 def test_further_faults_are_counted() -> None:
     lines = str(RecipeError("a", [f"fault {n}" for n in range(1000)])).splitlines()
-    assert lines[0] == "RecipeError: 1000 faults in a" and len(lines) == 102
+    assert lines[0] == "1000 faults in a" and len(lines) == 102
     assert lines[-2:] == ["  fault 99", "  and 900 more"]

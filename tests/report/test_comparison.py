@@ -48,6 +48,12 @@ def test_headings_say_what_is_shown() -> None:
     assert "test accuracy mean (fraction)" in csv["groups"]
 
 
+def test_single_run_has_the_interval_of_its_images() -> None:
+    kd, alone = grids([KD[0], *LONE])["groups"]
+    assert kd[3] == "[58.40, 91.93] %"  # Wilson's of 16 in 20
+    assert alone[:2] == ["alone", "2"] and alone[3] != kd[3]
+
+
 def test_between_them_seeds_are_paired() -> None:
     ((first, second, difference, _, _, how),) = grids([*KD, *LONE])["between"]
     assert (first, second, difference) == ("kd", "alone", "+22.50")

@@ -194,7 +194,10 @@ def fill(name: str, text: str) -> Callable[[RunFolder], None]:
         (fill("recipe.toml", "x = 1"), "x = 1 (.*) is not a key"),
         (fill("recipe.toml", "\0"), "a/recipe.toml"),
         (fill("result.json", "{"), "result.json is damaged: it is not JSON"),
-        (fill("result.json", "[]"), "result.json is damaged: it holds a list instead of a table"),
+        (
+            fill("result.json", "[]"),
+            "result.json is damaged: it contains a list instead of a table",
+        ),
         (fill("result.json", '{"role": "student"}'), "result.json has no 'metrics'"),
     ],
 )

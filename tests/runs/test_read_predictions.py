@@ -111,10 +111,10 @@ SOUND = {
         ({"logits": LOGITS[:, :0]}, "logits has the shape [400, 0]"),
         ({"logits": LOGITS[:0], "labels": LABELS[:0]}, "logits has the shape [0, 5]"),
         ({"logits": LOGITS[0]}, "logits has the shape [5]"),
-        ({"logits": LOGITS.astype("U3")}, "logits holds <U3 instead of floats"),
+        ({"logits": LOGITS.astype("U3")}, "logits contains <U3 instead of floats"),
         ({"labels": LABELS[:-1]}, "labels has the shape [399] instead of [400]"),
         ({"labels": LABELS[:, None]}, "labels has the shape [400, 1]"),
-        ({"labels": LABELS.astype(float)}, "labels holds float64 instead of integers"),
+        ({"labels": LABELS.astype(float)}, "labels contains float64 instead of integers"),
         ({"labels": LABELS + 1}, "labels has a value outside 0..4"),
         ({"labels": LABELS - 1}, "labels has a value outside 0..4"),
         ({"teacher_logits": LOGITS[:, :4]}, "teacher_logits has the shape [400, 4]"),
@@ -126,7 +126,7 @@ SOUND = {
         ({"mistakes": np.array([3, 400])}, "mistakes has a value outside 0..399"),
         ({"mistakes": np.array([3])}, "mistake_pixels has the shape [2, 3, 8, 8]"),
         ({"mistake_pixels": np.zeros((2, 192), np.uint8)}, "mistake_pixels has the shape [2, 192]"),
-        ({"mistake_pixels": np.zeros((2, 3, 8, 8))}, "mistake_pixels holds float64"),
+        ({"mistake_pixels": np.zeros((2, 3, 8, 8))}, "mistake_pixels contains float64"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(

@@ -143,7 +143,7 @@ def test_the_default_folder_is_recipe_and_time() -> None:
 
 def test_run_is_written_over_only_to_resume_it(tmp_path: Path) -> None:
     run = started(tmp_path / "run")
-    with pytest.raises(UserError, match=f"{run.path} already holds a run.\nContinue .* --resume"):
+    with pytest.raises(UserError, match=f"{run.path} already contains a run.\nContinue "):
         check_out(run, resume=False)
     check_out(run, resume=True)
 

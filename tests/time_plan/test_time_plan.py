@@ -318,7 +318,7 @@ def test_unknown_rules_are_refused_before_any_work(machine) -> None:
 
 
 def test_unknown_images_are_refused_before_any_work(machine, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         machine.plan(120, data=str(tmp_path))
     assert machine.timed == []
 

@@ -331,7 +331,7 @@ def test_no_teacher_anywhere(tmp_path, monkeypatch) -> None:
 
 
 def test_folder_that_holds_run_is_not_overwritten(distilled, teacher) -> None:
-    with pytest.raises(UserError, match=r"already holds a run.\nContinue it with --resume"):
+    with pytest.raises(UserError, match=r"already contains a run.\nContinue it with --resume"):
         train(distilled[0].path, *two_epochs(teacher))
 
 
@@ -536,10 +536,9 @@ def test_stages_of_unequal_networks_are_paired(teacher, tmp_path) -> None:
     start = next(event for event in events if isinstance(event, Start))
     assert [note for note in start.notes if note.startswith("loss.")] == [
         "loss.at: stages.0, stages.1 of the student's 2 stages learn from stages.1, stages.2 of "
-        "the teacher's 3; for others type --set loss.at.student_taps=… --set "
-        "loss.at.teacher_taps=…",
+        "the teacher's 3; for others --set loss.at.student_taps and loss.at.teacher_taps",
         "loss.sp: stages.1 of the student's 2 stages learn from stages.2 of the teacher's 3; for "
-        "others type --set loss.sp.student_tap=… --set loss.sp.teacher_tap=…",
+        "others --set loss.sp.student_tap and loss.sp.teacher_tap",
     ]
     at = recipes.read(folder.recipe).loss.at
     assert at is not None

@@ -241,9 +241,9 @@ def _check_names(names: Sequence[object], layout: Layout) -> None:
         )
     for name in names:
         if not isinstance(name, str | bytes):
-            raise ValueError(f"{layout.names_key} holds {type_name(name)}, not a name")
+            raise ValueError(f"{layout.names_key} contains {type_name(name)}, not a name")
         if len(name) > LONGEST_NAME:
-            raise ValueError(f"{layout.names_key} holds a name of {len(name):,} characters")
+            raise ValueError(f"{layout.names_key} contains a name of {len(name):,} characters")
 
 
 def _unpickle(contents: Mapping[str, bytes], name: str) -> dict[str, object]:
@@ -285,7 +285,7 @@ def _labels(values: object, layout: Layout) -> NDArray[Any]:
         raise ValueError(f"{layout.labels_key} is {type_name(values)}, not integers [N]")
     for value in values:
         if not isinstance(value, int | float):
-            raise ValueError(f"{layout.labels_key} holds {type_name(value)}, not integers [N]")
+            raise ValueError(f"{layout.labels_key} contains {type_name(value)}, not integers [N]")
     return np.asarray(values)
 
 

@@ -258,7 +258,7 @@ def _check_addresses(addresses: Sequence[str], archive: Archive, folder: Path) -
     if wrong := [url for url in addresses if not url.startswith(("https://", "http://"))]:
         raise UserError(
             f"{', '.join(map(hide_secrets, wrong))}: not the address of a file on the web.\n"
-            f"Give --mirror https://…/{archive.name}; if you already have the file, put it into "
+            f"Give --mirror https://HOST/{archive.name}; if you already have the file, put it into "
             f"{folder}."
         )
 

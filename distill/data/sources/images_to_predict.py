@@ -143,7 +143,7 @@ def _unpickle(content: bytes) -> dict[str, object]:
     try:
         return unpickle.loads(content)
     except ValueError as error:
-        raise ValueError(f"read as a pickle, {error}") from error
+        raise ValueError(f"cannot be read as a pickle: {error}") from error
 
 
 def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -154,7 +154,7 @@ def _image_array(arrays: Mapping[str, Any]) -> NDArray[np.uint8]:
     names = [name for name in PIXELS if name in arrays] or [n for n in arrays if n != "ids"]
     if len(names) != 1:
         found = pictures.some([repr(name[:NAMED]) for name in arrays]) or "nothing"
-        raise ValueError(f"holds {found}; the images must be called {' or '.join(PIXELS)}")
+        raise ValueError(f"contains {found}; the images must be called {' or '.join(PIXELS)}")
     if isinstance(arrays, Npz):
         _check_number(arrays.shape(names[0]))
     array = arrays[names[0]]
@@ -180,7 +180,7 @@ def _planes(array: NDArray[np.uint8], notes: list[str]) -> NDArray[np.uint8]:
     """Convert an array in any of the three layouts to [N, 3, H, W]; raise ValueError for others."""
     _check_number(array.shape)
     if array.size == 0:
-        raise ValueError(f"holds no image: the shape is {list(array.shape)}")
+        raise ValueError(f"contains no image: the shape is {list(array.shape)}")
     if array.ndim == 4 and array.shape[3] == CHANNELS:
         return array.transpose(0, 3, 1, 2)
     if array.ndim == 4 and array.shape[1] == CHANNELS:

@@ -274,14 +274,14 @@ def _locate_in_folder(path: Path) -> Batches | ClassFolders:
     found = [one for layout in cifar.LAYOUTS if (one := cifar.find(path, layout))]
     if len(found) > 1:
         raise UserError(
-            f"{path} holds {' and '.join(one.layout.title for one in found)}.\n"
+            f"{path} contains {' and '.join(one.layout.title for one in found)}.\n"
             f"Pass one of them: {' or '.join(f'--data {one.path}' for one in found)}."
         )
     location: Batches | ClassFolders | None = found[0] if found else class_folders.find(path)
     if location is None:
         wanted = " or ".join(f"{layout.folder}/, {layout.archive}" for layout in cifar.LAYOUTS)
         raise UserError(
-            f"{path} holds no images: neither {wanted} nor train/ and test/.\n"
-            f"{class_folders.ADVICE}"
+            f"{path} contains no images: neither {wanted} nor train/ and test/.\n"
+            f"{class_folders.ADVICE}\nFor CIFAR-10 type python cli.py data fetch."
         )
     return location

@@ -194,7 +194,7 @@ def _list_pictures(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     others = [name for name in others if name not in {file.name for file in files}]
     named = some(others)
     if not files:
-        inside = f"; it holds {named}" if others else "; it is empty"
+        inside = f"; it contains {named}" if others else "; it is empty"
         return [], [], [f"no picture is directly in this folder{inside}"]
     if all(file.stem.isdecimal() for file in files):
         files.sort(key=lambda file: int(file.stem))

@@ -66,7 +66,7 @@ def loads(content: bytes) -> dict[str, object]:
     try:
         loaded = Machine(content, _Arrays(), most_steps=MOST_STEPS).run()
         if not isinstance(loaded, dict):
-            raise InvalidArray(f"holds {type_name(loaded)}, not a dictionary")
+            raise InvalidArray(f"contains {type_name(loaded)}, not a dictionary")
         check = _Check()
         for value in {id(value): value for value in loaded.values()}.values():
             check.value(value, 1)

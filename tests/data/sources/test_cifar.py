@@ -168,8 +168,8 @@ def test_faults_of_many_kinds_in_one_message(tmp_path: Path) -> None:
         ({"labels": [0.5] * 6}, r"labels is float64 \[6\], not integers \[N\]"),
         ({"labels": 7}, "labels is a number, not integers"),
         ({"labels": {b"a": 1}}, "labels is a dictionary, not integers"),
-        ({"labels": [0, 1, 2, 0, 1, "x" * 10_000]}, "labels holds a string, not integers"),
-        ({"labels": [[0], [1]]}, r"labels holds a list, not integers \[N\]"),
+        ({"labels": [0, 1, 2, 0, 1, "x" * 10_000]}, "labels contains a string, not integers"),
+        ({"labels": [[0], [1]]}, r"labels contains a list, not integers \[N\]"),
         (
             {"labels": [0, 1], "data": np.zeros((2, 3072), dtype=np.uint8)},
             "data_batch_1: 2 images, but batches.meta declares 6",
@@ -206,8 +206,8 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meta", "fault"),
     [
-        ({"label_names": ["a", 3]}, "batches.meta: label_names holds a number, not a name"),
-        ({"label_names": ["a" * 1001]}, "label_names holds a name of 1,001 characters"),
+        ({"label_names": ["a", 3]}, "batches.meta: label_names contains a number, not a name"),
+        ({"label_names": ["a" * 1001]}, "label_names contains a name of 1,001 characters"),
         ({"label_names": ["a"] * 2_001}, "label_names has 2,001 names; the maximum is 2,000"),
         (
             {"label_names": ["a", "b\ud800"]},
@@ -217,7 +217,7 @@ def test_a_batch_that_wants_to_run_code(tmp_path: Path) -> None:
         ({"label_names": ["\xe9", "e\u0301"]}, "are equal, or differ in their Unicode form only"),
         ({"label_names": 3}, "batches.meta: has no list 'label_names'"),
         ({"label_names": []}, "batches.meta: has no list 'label_names'"),
-        ([1], "batches.meta: holds a list, not a dictionary"),
+        ([1], "batches.meta: contains a list, not a dictionary"),
     ],
 )
 def test_a_faulty_meta_file(meta: object, fault: str, tmp_path: Path) -> None:

@@ -88,10 +88,10 @@ def test_arrays_of_other_sizes_are_resized_by_pillow(tmp_path: Path) -> None:
         ({"data": PIXELS[0]}, "the shape [32, 32, 3], not [N, H, W, 3], [N, 3, H, W] or [N, 3072]"),
         ({"data": PIXELS[..., :1]}, "the shape [4, 32, 32, 1], not"),
         ({"data": PIXELS.reshape(N, 2, -1)}, "the shape [4, 2, 1536], not"),
-        ({"data": PIXELS[:0], "ids": []}, "holds no image: the shape is [0, 32, 32, 3]"),
-        ({}, "holds nothing; the images must be called data or images"),
-        ({"x": PIXELS, "y": PIXELS}, "holds 'x', 'y'; the images must be called data or images"),
-        ([PIXELS], "holds a list, not a dictionary"),
+        ({"data": PIXELS[:0], "ids": []}, "contains no image: the shape is [0, 32, 32, 3]"),
+        ({}, "contains nothing; the images must be called data or images"),
+        ({"x": PIXELS, "y": PIXELS}, "contains 'x', 'y'; the images must be called data or images"),
+        ([PIXELS], "contains a list, not a dictionary"),
         ({"data": PIXELS, "ids": [1, 2, 3]}, "4 images but 3 ids"),
         ({"data": PIXELS, "ids": 7}, "ids is a number, not a list of [4]"),
         ({"data": PIXELS, "ids": [1, 2, 3, 4.5]}, "an id is 4.5; ids are whole numbers or text"),
@@ -143,7 +143,7 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
     content = whole.read_bytes()[:6000] if name != "x.txt" else b"ID,Labels\n0,1\n"
     (tmp_path / name).write_bytes(content)
     message = refusal(tmp_path / name)
-    assert "  unreadable (" in message or "  read as a pickle, " in message
+    assert "  unreadable (" in message or "cannot be read as a pickle: " in message
 
 
 # Pictures
@@ -227,7 +227,7 @@ def test_a_place_without_pictures(tmp_path: Path) -> None:
     assert "no picture is directly in this folder; it is empty" in refusal(tmp_path)
     for name in "abcde":
         (tmp_path / name).mkdir()
-    assert "in this folder; it holds a/, b/, c/ and 2 more" in refusal(tmp_path)
+    assert "in this folder; it contains a/, b/, c/ and 2 more" in refusal(tmp_path)
     assert refusal(tmp_path / "none").startswith(f"input {tmp_path / 'none'} does not exist.\n")
 
 

@@ -92,7 +92,7 @@ def test_a_path_that_does_not_exist() -> None:
 
 def test_a_folder_of_nothing() -> None:
     expected = (
-        "^here holds no images: neither cifar-10-batches-py/, cifar-10-python.tar.gz or "
+        "^here contains no images: neither cifar-10-batches-py/, cifar-10-python.tar.gz or "
         "cifar-100-python/, cifar-100-python.tar.gz nor train/ and test/"
     )
     os.chdir("..")
@@ -104,7 +104,7 @@ def test_a_folder_of_two_sets() -> None:
     for layout in LAYOUTS.values():
         write_batches(Path("both"), layout, 5)
     expected = (
-        r"both holds CIFAR-10 and CIFAR-100.\nPass one of them: "
+        r"both contains CIFAR-10 and CIFAR-100.\nPass one of them: "
         r"--data both/cifar-10-batches-py or --data both/cifar-100-python"
     )
     with pytest.raises(UserError, match=expected):

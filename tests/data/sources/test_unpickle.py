@@ -100,7 +100,7 @@ def test_no_pickle_at_all() -> None:
 
 
 def test_not_a_dictionary() -> None:
-    with pytest.raises(ValueError, match="holds a list, not a dictionary"):
+    with pytest.raises(ValueError, match="contains a list, not a dictionary"):
         unpickle.loads(pickle.dumps([1, 2]))
 
 
