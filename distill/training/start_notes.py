@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 from torch import nn
@@ -25,6 +26,7 @@ from distill.training.train_state import TrainState
 from students.normalize_images import normalises
 
 WIDE_CHANNELS = 128  # no note for narrower networks, not measured in bf16 (docs/performance.md)
+FEWEST_PATCHES = 16  # of an image; a network that divides it into fewer gets a note
 STAGE = re.compile(r"stages\.[0-9]+")  # the name of a stage's map
 DEPENDS = {  # keys that cached logits depend on, and their names in messages
     "teacher": "the teacher's weights",
@@ -53,6 +55,7 @@ def start_notes(
     if recipe.data.size is not None:
         yield f"data.size: images of {recipe.data.size}x{recipe.data.size} pixels"
     yield from _normalisation_note(state, recipe)
+    yield from _patches_note(state.model)
     yield from _resolution_notes(state)
     yield from _paired_stages_notes(state, recipe)
     yield from _views_per_teacher_note(state, recipe)
@@ -66,6 +69,18 @@ def _normalisation_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note on the images' mean and std, if they are not CIFAR-10's by default."""
     if normalises(state.model) and (note := choose_normalisation.note(recipe)):
         yield note
+
+
+def _patches_note(model: nn.Module) -> Iterator[str]:
+    """Yield a note if a network of timm divides its images into few patches."""
+    patches = getattr(getattr(model, "net", None), "patch_embed", None)
+    grid = getattr(patches, "grid_size", None)
+    if isinstance(grid, tuple) and prod(grid) < FEWEST_PATCHES:
+        sides = "x".join(map(str, grid))
+        yield (
+            f"the network sees an image as {sides} patches only: it is made for larger images; "
+            "timm/resnet18 is made of convolutions and takes small ones"
+        )
 
 
 def _resolution_notes(state: TrainState) -> Iterator[str]:

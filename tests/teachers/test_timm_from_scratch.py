@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from distill.errors import UserError
+from distill.training import start_notes
 from networks.by_name import build
 from teachers import timm_from_scratch
 from teachers.timm_from_scratch import timm_classifier
@@ -126,3 +127,10 @@ def test_an_unknown_network_is_refused_with_the_nearest(network, meant):
 
     assert f'network = "{network}" is unknown; did you mean' in str(caught.value)
     assert meant in str(caught.value)
+
+
+def test_a_network_of_few_patches_is_noted():
+    [note] = start_notes._patches_note(timm_classifier("test_vit", 10))
+    assert note.startswith("the network sees an image as 2x2 patches only")
+    assert list(start_notes._patches_note(timm_classifier("test_vit", 10, image_size=64))) == []
+    assert list(start_notes._patches_note(timm_classifier("test_resnet", 10))) == []
