@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from distill.components.build_network import build_network, to_device
 from distill.models.check_convolutions import BATCH, TOLERANCE, gradient_error
 from distill.recipe import recipes
+from distill.runs.run_folder import Role
 from distill.teacher.teacher import FrozenTeacher
 from distill.training.loop import step
 from networks import by_name
@@ -72,7 +73,10 @@ def of_networks(found: Convolutions) -> None:
         nets[f"width {width}"] = ResNet(Design.of(stages=3, blocks=1, width=width))
     for name in RECIPES:
         recipe = recipes.load(name).recipe
-        nets[name] = build_network(recipe, "student" if recipe.student else "teacher", 10)
+        role: Role = "student" if recipe.student else "teacher"
+        keys = getattr(recipe, role).model_dump_json()
+        if keys not in nets:  # several recipes train the same network
+            nets[keys] = build_network(recipe, role, 10)
     images = torch.rand(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     for net in nets.values():
         with recorded(found), torch.no_grad():

@@ -1,10 +1,6 @@
 """Strided 1x1 convolutions: the same function, and gradients that are right on every CPU."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +10,8 @@ from distill.components.build_network import to_device
 from distill.models.strided_pointwise import subsample_first
 from students.design import Design
 from students.resnet import ResNet
+from tests.forked_process import ForkedProcess
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -65,17 +61,14 @@ HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("instructions", ["AVX2", *(["DEFAULT"] if HAS_AVX512 else [])])
+@pytest.mark.parametrize(
+    "instructions",
+    ["DEFAULT", pytest.param("AVX2", marks=pytest.mark.slow)] if HAS_AVX512 else ["DEFAULT"],
+)
 def test_gradients_of_every_convolution_equal_float64(instructions: str) -> None:
     """In a child process: oneDNN's faulty kernels write past their memory, or end the process."""
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.models.convolution_gradients"],
-        cwd=ROOT,
-        check=False,
-        timeout=300,
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": instructions},
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, f"ended with {child.returncode}: {child.stdout}{child.stderr}"
-    assert child.stdout.endswith(", 0 wrong\n")
+    variables = {"ONEDNN_MAX_CPU_ISA": instructions}
+    child = ForkedProcess(["tests/models/convolution_gradients.py"], variables)
+    printed = child.communicate(timeout=300)
+    assert child.returncode == 0, f"ended with {child.returncode}: {''.join(printed)}"
+    assert printed[0].endswith(", 0 wrong\n")
