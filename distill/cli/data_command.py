@@ -57,7 +57,7 @@ def fetch(
 ) -> None:
     """Download the official archive, or the rest of it, and check it.
 
-    Downloads nothing if the archive or its images are in the folder, or where `cifar10` is read.
+    Downloads nothing if the archive or its images are there already.
     """
     from distill.data.sources import download, load_data_set
     from distill.terminal.download_progress import DownloadDisplay

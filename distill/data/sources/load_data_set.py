@@ -175,9 +175,11 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
 def find_genuine(name: str, folder: Path, *, progress: Progress | None = None) -> Path | None:
     """Return where the published images of a set lie; None if they have to be downloaded.
 
-    `name`: as in NAMED. Looks in `folder` and in the folders that `load` reads; reads every image.
+    `name`: as in NAMED. Looks in `folder`, and if `load` reads it by default, also in the other
+    folders that it reads by default. Reads every image.
     """
-    for place in dict.fromkeys((folder, *_default_folders())):
+    defaults = _default_folders()
+    for place in defaults if folder in defaults else (folder,):
         found = _find_named(name, place)
         with suppress(UserError):  # a damaged set
             if found and info(str(found.path), progress=progress)["is_genuine"]:
