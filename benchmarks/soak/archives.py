@@ -276,7 +276,7 @@ def arrays(folder: Path, tries: int, chance: random.Random, neighbour: Neighbour
         "an .npz with wrong sizes of its members, or that unpacks to gigabytes": ("npz", _npz),
     }
     for what, (suffix, make) in kinds.items():
-        seen = "“… holds Python objects, which could run code”, or what is wrong with the header"
+        seen = "“… contains Python objects, which could run code”, or what is wrong with the header"
         if suffix == "npz":
             seen = "“… unpacks to … bytes”, “… is larger than the file”, or what is wrong"
         outcome = Outcome(what, seen)

@@ -37,7 +37,7 @@ def test_info_knows_the_genuine_images(
     assert load_data_set.info(str(pets))["genuine"] == "PETS, train split; test: no"
 
 
-@pytest.mark.parametrize("into", [[], ["--into", "elsewhere"], ["--into", "store"]])
+@pytest.mark.parametrize("into", [[], ["--into", "store"]])
 def test_fetch_downloads_nothing_that_is_there(
     run_cli: RunCli, monkeypatch: pytest.MonkeyPatch, into: list[str]
 ) -> None:

@@ -13,7 +13,7 @@ from tests.make_runs import train
 DEEPEST = {"resnet101", "resnet152"}  # built as resnet50 is
 NETWORKS = ("resnet8", "resnet8x4", "wrn-10-1", *sorted(network_catalogue.FIXED.keys() - DEEPEST))
 AS_TEACHER = [
-    pytest.param(name, marks=pytest.mark.long if name == "mobilenetv2" else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.long if name == "resnet8" else pytest.mark.slow)
     for name in NETWORKS
 ]
 SMALL = ("data.train_images=64", "train.batch_size=32")  # two steps
@@ -60,7 +60,7 @@ def test_teacher_is_exported_and_distils_logits_and_maps(network: str, tmp_path:
 @pytest.mark.long
 def test_named_student_is_trained_to_same_bits(tmp_path: Path) -> None:
     """Its recipe.toml has the name without keys of a design."""
-    given = ("student.network=shufflenetv1", *LABELS, *SMALL)
+    given = ("student.network=resnet8", *LABELS, *SMALL)
     run, other = (train(tmp_path / name, *given)[0] for name in "ab")
     student = recipes.read(run.recipe).model_dump(exclude_none=True)["student"]
     assert student.keys() == {"network", "projector_factor", "max_params"}

@@ -54,19 +54,28 @@ def records(folder: RunFolder) -> list[dict[str, object]]:
 PARTIAL = ("train.batch_size=60", "train.drop_last=false")  # 320 images: 5 of 60, one of 20
 
 
+def with_partial_batches(teacher: Path) -> list[str]:
+    return [*two_epochs(teacher), *PARTIAL, "train.save_every=2", "cache={}"]
+
+
+@pytest.fixture(scope="module")
+def partial(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with partial batches that was not interrupted."""
+    return journalled(tmp_path_factory.mktemp("partial") / "whole", with_partial_batches(teacher))
+
+
 @pytest.mark.parametrize("stop_at", [5, 6, 8])
 def test_run_with_partial_batches_resumes_bit_for_bit(
-    teacher: Path, tmp_path: Path, stop_at: int
+    teacher: Path, partial: RunFolder, tmp_path: Path, stop_at: int
 ) -> None:
     """Stopped before and after the partial batch of the first epoch, and within the second."""
-    options = [*two_epochs(teacher), *PARTIAL, "train.save_every=2", "cache={}"]
-    whole = journalled(tmp_path / "whole", options)
-    assert [row["step"] for row in records(whole) if row["event"] == "epoch"] == [6, 12]
+    options = with_partial_batches(teacher)
+    assert [row["step"] for row in records(partial) if row["event"] == "epoch"] == [6, 12]
     with pytest.raises(Stopped):
         journalled(tmp_path / "run", options, stop_at=stop_at)
     resumed = journalled(tmp_path / "run", options, resume=True)
-    assert same(whole, resumed)
-    assert records(whole) == records(resumed)
+    assert same(partial, resumed)
+    assert records(partial) == records(resumed)
 
 
 def test_milestones_survive_a_resume(teacher: Path, tmp_path: Path) -> None:
