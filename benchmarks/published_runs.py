@@ -70,7 +70,7 @@ class TrainedElsewhere(Exception):
 def carried_out(planned: Plan, workers: int) -> Generator[None]:
     """Train what is not finished, `workers` runs at a time; yield after each finished run.
 
-    Students wait for the teacher. A run that another process trains is passed over, and waited for
+    Students wait for the teacher. A run that another process trains is skipped, and waited for
     at the end. A run that fails does not stop the others. Prints each begin and end to stderr.
     Raises UserError at the end, with all faults. If the iteration is closed or interrupted, no
     further run begins, and those that have begun are waited for.

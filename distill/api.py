@@ -261,7 +261,7 @@ def _tensor_of(images: ArrayLike) -> Tensor:
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))
     except (TypeError, ValueError) as fault:
         raise UserError(
-            f"the images are no array of numbers: {fault}\n"
+            f"the images are not an array of numbers: {fault}\n"
             "Give one array or tensor, or a list of images of equal size."
         ) from fault
 

@@ -180,7 +180,7 @@ def _defined(module: types.ModuleType, name: str, path: Path) -> Callable[..., A
     if name in own:
         make: Callable[..., Any] = own[name]
         return make
-    imported = ": it imports that name, and only what it defines is called" * (
+    imported = ": the file only imports that name; it must define the network itself" * (
         callable(vars(module).get(name))
     )
     public = [key for key in own if not key.startswith("_")][:10]

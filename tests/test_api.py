@@ -143,9 +143,9 @@ def test_mode_of_the_network_is_restored(student: Path, pixels: np.ndarray) -> N
         (np.zeros((2, 3, 48, 48)), r"\[2, 3, 48, 48\], not \[N, 3, 32, 32\] or .*: resize them to"),
         (np.zeros((2, 28, 28)), "RGB images have three channels"),
         (np.zeros((2, 1, 32, 32)), "RGB images have three channels"),
-        ([np.zeros((32, 32, 3)), np.zeros((31, 32, 3))], "no array of numbers"),
-        (["cat.png"], "no array of numbers"),
-        (None, "no array of numbers"),
+        ([np.zeros((32, 32, 3)), np.zeros((31, 32, 3))], "not an array of numbers"),
+        (["cat.png"], "not an array of numbers"),
+        (None, "not an array of numbers"),
     ],
 )
 def test_wrong_images_are_refused(student: Path, images: object, message: str) -> None:

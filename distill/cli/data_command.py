@@ -55,7 +55,7 @@ def fetch(
         ),
     ] = 120.0,
 ) -> None:
-    """Download the official archive, or the rest of it, and check it.
+    """Download the official archive and verify it; an interrupted download is resumed.
 
     Downloads nothing if the archive or its images are there already.
     """

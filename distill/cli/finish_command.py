@@ -30,7 +30,7 @@ def finish_early(
 ) -> None:
     """Finish a run that was cut off: test its best weights so far and save them as the final ones.
 
-    It is then a run like others for evaluate, predict, export and report, marked as finished early.
+    Afterwards evaluate, predict, export and report accept it; it is marked as finished early.
     """
     from distill.runs import run_folder
 
@@ -49,7 +49,7 @@ def finish_early(
         follow(request, folder, [])
     if is_main():
         if early := run_folder.early_end(folder.result()):
-            echo(f"{folder.path} is finished early, {early}.", err=True)
+            echo(f"{folder.path} was finished early, {early}.", err=True)
         with quiet_on_error("stdout"):
             print_closing_table(folder)
 

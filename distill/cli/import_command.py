@@ -26,7 +26,7 @@ def import_teacher(
         typer.Option(
             "--network",
             help="The network, as in teacher.network: resnet32x4 …",
-            show_default="found by the weights",
+            show_default="inferred from the weights",
         ),
     ] = None,
     data: Annotated[
@@ -52,7 +52,7 @@ def import_teacher(
     """Import a teacher that another program trained, and measure its accuracy.
 
     The layouts of the CRD benchmark (RepDistiller, mdistiller) are recognised, as is timm's for
-    timm/NAME. Its runs and its students' runs say that it was imported.
+    timm/NAME. The teacher's run and its students' runs record that it was imported.
     """
     from distill.runs.journal import Journal
     from distill.runs.run_folder import RunFolder
@@ -85,7 +85,7 @@ def _checked_request(
 ) -> "ImportRequest":
     """Return what is to be imported. Raises UserError with all faults of what was typed.
 
-    If `network` is None, it is found by the weights and named in a note.
+    If `network` is None, it is inferred from the weights and named in a note.
     """
     from distill.cli.train_commands import combined_overrides
     from distill.training import import_teacher as importing

@@ -110,7 +110,7 @@ class TrainingCommand(TyperCommand):
             if key := KEY_OF_OPTION.get(option):
                 value = (value if equals else after) or "VALUE"
                 raise UserError(
-                    f"{option} is no option of {ctx.info_name}.\nType --set {key}={value}"
+                    f"{option} is not an option of {ctx.info_name}.\nType --set {key}={value}"
                 )
         return super().parse_args(ctx, args)
 
@@ -140,7 +140,7 @@ BudgetOption = Annotated[
         "--max-params",
         parser=_parse_budget,
         metavar="N",
-        help="Parameter budget: networks have fewer.",
+        help="Parameter budget; networks must have fewer parameters.",
     ),
 ]
 StagesOption = Annotated[

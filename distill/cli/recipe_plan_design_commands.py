@@ -67,8 +67,8 @@ def plan(
 ) -> None:
     """List the recipes that fit into a time budget on this machine, and how to run the best one.
 
-    Measures the machine's speed, which takes about a minute, longer beside other programs. Saves
-    nothing.
+    Measures the machine's speed, which takes about a minute, or longer if other programs are
+    running. Writes no files.
     """
     began_at = time.monotonic()
     if "WORLD_SIZE" in os.environ:
@@ -294,8 +294,8 @@ def _show_designs(
         sets = [word for key, value in keys.items() for word in ("--set", f"student.{key}={value}")]
         command = shlex.join(["python", "cli.py", "distill", "--recipe", "student_alone", *sets])
         echo(
-            "The table compares sizes, not accuracies. To train one without a teacher, give its "
-            f"numbers, as here those of the last row: {command}",
+            "The table compares sizes, not accuracies. To train a design without a teacher, set "
+            f"its numbers; for the last row: {command}",
             err=True,
         )
 

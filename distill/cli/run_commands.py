@@ -119,7 +119,8 @@ def predict(
     probabilities: Annotated[
         bool,
         typer.Option(
-            "--probabilities", help="Write the probability of each class instead of Labels."
+            "--probabilities",
+            help="Write the probability of each class instead of the column Labels.",
         ),
     ] = False,
     labels: Annotated[
@@ -227,7 +228,8 @@ def export(
         typer.Option(
             "--normalize",
             metavar="none|cifar10|MEAN/STD",
-            help="Normalisation of the images that project1's network gets; R,G,B/R,G,B in [0, 1].",
+            help="Normalisation that the grader applies to images before project1's network; "
+            "R,G,B/R,G,B in [0, 1].",
         ),
     ] = "cifar10",
     replace: Annotated[
@@ -235,7 +237,7 @@ def export(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a finished run's network, read the files back and compare their outputs with its."""
+    """Export a finished run's network, reload each file and check that its outputs match."""
     from distill.runs import run_folder
 
     if not is_main():  # only the first process writes

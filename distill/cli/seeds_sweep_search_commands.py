@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from distill.sweep.storage import Storage
     from distill.sweep.worker import PrintLine, Reader, Train
 
-GO_ON = "Another worker continues its trial. Type the same command again to continue."
+GO_ON = "Another worker can continue its trial. Type the same command again to continue."
 HEARTBEAT_S = 20  # seconds between heartbeats of a search's worker; dead if it misses three
 
 
 def seeds(
     recipe: RecipeOption = "kd_cutmix",
-    n: Annotated[int, typer.Option("--n", help="Number of seeds: 0, 1, …")] = 5,
+    n: Annotated[int, typer.Option("--n", help="Number of seeds, which are 0 to N - 1.")] = 5,
     teacher: TeacherOption = [],
     data: DataOption = None,
     set_: SetOption = [],
@@ -139,7 +139,10 @@ def search(
     eta: Annotated[
         int,
         typer.Option(
-            "--eta", min=2, help="The next rung trains one in ETA designs, ETA times longer."
+            "--eta",
+            min=2,
+            help="Each rung passes the best 1/ETA of its designs to the next, which trains "
+            "them ETA times longer.",
         ),
     ] = 3,
     teacher: TeacherOption = [],
@@ -274,7 +277,7 @@ def _explain_abandoned_trial(folder: Path) -> Iterator[None]:
     from distill.training.signals import Stopped
 
     message = (
-        "Stopped; another worker continues its trial. "
+        "Stopped; another worker can continue its trial. "
         f"Type the same command again to continue in {folder}."
     )
     try:

@@ -232,11 +232,10 @@ def limit_text(fault: OSError | MemoryError) -> str | None:
         return "The memory is too small for this command.\nEnd other programs, or name other files."
     if is_wrong_path(fault):
         name = shortened(str(fault.filename or ""))
-        return f"{name} is no path of a file: {fault.strerror}.\nName another path."
+        return f"{name} is not a valid path: {fault.strerror}.\nName another path."
     if fault.errno in LIMITS:
-        return (
-            f"The command failed: {system_error_text(fault)}.\nType it again once that is mended."
-        )
+        reason = system_error_text(fault)
+        return f"The command failed: {reason}.\nFix that, then type the command again."
     return None
 
 

@@ -39,7 +39,7 @@ def study(
         list[str],
         typer.Option(
             "--teacher-set",
-            help="key=value for the teacher alone; --set data.… and teacher.… are for it too.",
+            help="key=value for the teacher only; --set data.* and teacher.* apply to it as well.",
         ),
     ] = [],
     out: Annotated[

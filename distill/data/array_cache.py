@@ -33,7 +33,7 @@ def cache_folder() -> Path:
             return Path(chosen).expanduser()
         return (Path(base) if base else Path.home() / ".cache") / "understudy"
     except RuntimeError as fault:
-        what = f"UNDERSTUDY_CACHE={chosen} is no path" if chosen else "there is no cache folder"
+        what = f"UNDERSTUDY_CACHE={chosen} is not a path" if chosen else "there is no cache folder"
         raise UserError(
             f"{what}: {fault}\nSet UNDERSTUDY_CACHE to a folder of your own."
         ) from fault

@@ -95,7 +95,7 @@ def check_result(recipe: Recipe, start: Start, data: dict[str, Any], teachers: s
         run_json_schemas.check(run_json_schemas.Result, result)
     except run_json_schemas.Invalid as fault:
         raise UserError(
-            f"this run could not be read once it is finished: in its result.json, {fault}.\n"
+            f"the finished run would be unreadable: in its result.json, {fault}.\n"
             "Change that value in the recipe, the images or the teacher's run."
         ) from None
 

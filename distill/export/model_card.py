@@ -129,7 +129,7 @@ def _data(finished: FinishedRun) -> str:
     )
     return (
         f"Trained on {counted(data['train_images'], 'image')} of the train split; {selection}. "
-        f"Measured on the test split, which selected nothing. The train split is {source} "
+        f"Measured on the test split, by which nothing was selected. The train split is {source} "
         f"(fingerprint {markdown_code(data['fingerprint'][:16])}). "
         f"Classes: {', '.join(map(markdown, finished.class_names))}."
     )

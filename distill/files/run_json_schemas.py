@@ -227,7 +227,7 @@ class BestEpochProgress(BaseModel):
         for name in metrics:
             measure, _, split = name.partition("/")
             if measure not in MEASURES or split not in VALIDATED:
-                raise ValueError(f"{name[:40]!a} is no measure on held-out images")
+                raise ValueError(f"{name[:40]!a} is not a measure on held-out images")
         return checked_measures(metrics)
 
 

@@ -203,7 +203,7 @@ def _convert_zip_errors() -> Iterator[None]:
     except Exception as error:
         # Shortened: some of zipfile's messages quote up to 64 kB of the file.
         reason = str(error)[:LONGEST_REASON]
-        raise InvalidArray(f"is no valid zip archive ({reason})") from error
+        raise InvalidArray(f"is not a valid zip archive ({reason})") from error
 
 
 class _Layout(NamedTuple):
@@ -239,7 +239,7 @@ def _read_layout(file: Any, n_bytes: int) -> _Layout:
     header, length = _read_header(file)
     fields = HEADER.fullmatch(header)
     if fields is None:
-        raise InvalidArray("its header describes no plain array")
+        raise InvalidArray("its header does not describe a plain array")
     descr = fields["descr"].strip("'")
     if "O" in descr:
         raise InvalidArray(f"contains Python objects ({descr[:20]!r}), which could run code")

@@ -60,7 +60,7 @@ def _check_header(content: bytes) -> None:
             raise
         raise InvalidSafetensors("is damaged: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise InvalidSafetensors("is damaged: its header is no table")
+        raise InvalidSafetensors("is damaged: its header is not a table")
     for name, tensor in header.items():
         if name != METADATA and len(_shape(tensor)) > DIMENSIONS:
             raise InvalidSafetensors("has a tensor with an invalid shape")

@@ -116,7 +116,7 @@ class Data(Table):
     folders keep their size, which a run writes to its recipe.toml unless it is 32.
     """
     train_images: Count | None = None
-    """Train on this many of the training images only, with all classes alike."""
+    """Train on only this many of the training images, equally many of each class."""
     normalize: Literal["cifar10", "cifar100", "computed"] | MeanAndStd | None = None
     """The mean and std by which the trained network normalises images in [0, 1]: published ones,
     or `computed` from the whole train split, or [[red, green, blue], [red, green, blue]]; absent:
@@ -241,8 +241,8 @@ class Augment(Table):
     cutout: Cutout | None = None
     erase: Erase | None = None
     off_last: ShareBelowOne = 0.0
-    """In this fraction of the epochs, at the end, images are only cropped and flipped; above 0 in
-    at least one epoch.
+    """In the last part of the training, this fraction of its epochs, images are only cropped and
+    flipped; at least one epoch if above 0.
     """
 
 
@@ -280,8 +280,8 @@ class Mix(Table):
     cutmix: Cutmix | None = None
     ricap: Ricap | None = None
     off_last: ShareBelowOne = 0.0
-    """In this fraction of the epochs, at the end, no images are mixed; above 0 in at least one
-    epoch.
+    """In the last part of the training, this fraction of its epochs, no images are mixed; at least
+    one epoch if above 0.
     """
 
     def ways(self) -> dict[str, Mixup | Cutmix | Ricap]:
@@ -479,8 +479,8 @@ class Optim(Table):
     schedule: Literal["cosine", "linear", "constant", "step", "milestones", "one_cycle"] = "cosine"
     """How the learning rate falls after the warmup; `one_cycle` has a warmup of its own."""
     step_epochs: Epochs = 10
-    """For the schedule `step`: the learning rate is multiplied by `gamma` after every so many
-    epochs.
+    """For the schedule `step`: the learning rate is multiplied by `gamma` each time this many
+    epochs have passed.
     """
     milestones: Milestones = ()
     """For the schedule `milestones`: the epochs after which the learning rate is multiplied by
@@ -523,19 +523,19 @@ class Train(Table):
     compile: bool | Literal["auto"] = "auto"
     """Whether to compile the networks; `auto`: on a GPU, if a measured step is faster."""
     accumulate: Annotated[int, Field(ge=1, le=65_536)] = 1
-    """Compute the batch in so many parts, one after the other, to use less memory."""
+    """Compute the batch in this many parts, one after the other, to use less memory."""
     sync_batch_norm: bool = False
     """Whether batch norms use mean and variance over all GPUs, not per GPU."""
     log_every: Annotated[Count, MAY_CHANGE] = 50
-    """Log metrics after every so many steps."""
+    """Log metrics every this many steps."""
     save_every: Annotated[Count, MAY_CHANGE] = 1
-    """Save a checkpoint after every so many epochs."""
+    """Save a checkpoint every this many epochs."""
     save_steps: Annotated[Count | None, MAY_CHANGE] = None
-    """Save a checkpoint also after every so many steps."""
+    """Save a checkpoint also every this many steps."""
     save_minutes: Annotated[Positive | None, MAY_CHANGE] = 10.0
-    """Save a checkpoint also after every so many minutes."""
+    """Save a checkpoint also every this many minutes."""
     keep_epochs: Annotated[EpochsOrNone | Literal["auto"], MAY_CHANGE] = "auto"
-    """Save the weights, for good, after every so many epochs and after the last one; 0 saves none.
+    """Save the weights permanently every this many epochs and after the last one; 0 saves none.
     `auto`: those of about 20 epochs, spread over the run, if they fit on the disk.
     """
     validate_both: Annotated[bool, MAY_CHANGE] = False

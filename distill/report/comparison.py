@@ -104,7 +104,10 @@ def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterato
         )
     yield from check_runs_match.missing_test_split_note(results)
     if any(record.test_curve for record in records):
-        yield "Test curves were computed after the runs from saved weights, and selected nothing."
+        yield (
+            "Test curves were computed after the runs from saved weights; nothing was selected by "
+            "them."
+        )
 
 
 def _test_results(run_groups: Sequence[Group]) -> Iterator[Block]:

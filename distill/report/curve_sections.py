@@ -145,8 +145,8 @@ def _terms(drawn: Curves) -> Iterator[Block]:
             else "Each term of the loss, unweighted, and their weighted sum"
         )
         caption = (
-            f"{shown}: the mean of an epoch, and behind it the means between two lines of the "
-            "journal."
+            f"{shown}: the mean of each epoch, and behind it, faint, the means between two logged "
+            "steps."
         )
         yield FigureBlock("terms", caption, plots.stacked_panels(panels))
 
@@ -213,7 +213,7 @@ def thin_out(line: Line) -> Line:
 def _missing_notes(record: RunRecord, drawn: Curves) -> Iterator[str]:
     """Yield notes on curves that are missing."""
     if not any(measure_name("top1", split) in drawn.epochs for split in VALIDATED):
-        yield "Nothing was held out, so no epoch was measured: the last one was used."
+        yield "Nothing was held out, so no epoch was validated: the weights are the last epoch's."
     if not record.test_curve:
         yield (
             "The curves do not include the accuracy on training images: a run sees them augmented "
@@ -228,7 +228,7 @@ def _missing_notes(record: RunRecord, drawn: Curves) -> Iterator[str]:
         yield (
             f"The curves of training and test images were computed after the run from the weights "
             f"of {counted(epochs, 'saved epoch')}, on unaugmented images. "
-            f"They selected nothing: the accuracy of this run, {final}, is that of {epoch}."
+            f"Nothing was selected by them: the accuracy of this run, {final}, is that of {epoch}."
         )
         name = measure_name("top1", "test")
         best, measured = max(record.test_curve.items(), key=lambda item: item[1][name])

@@ -164,7 +164,7 @@ def check_replaceable(path: Path) -> None:
         head = b""
     if not any(text in head for text in OWN):
         raise UserError(
-            f"{path} exists and is no report of this program: it would be replaced.\n"
+            f"{path} exists and is not a report written by this program: it would be replaced.\n"
             "Move it elsewhere, or choose another --out."
         )
 

@@ -33,7 +33,8 @@ PAGE = "report.html"
 TEACHER_COMMANDS = {"distill", "seeds", "sweep", "search"}  # commands that have --teacher
 TEACHER_KEY = "teacher.runs"
 PROCESS_NOTE = re.compile(  # start notes on the process and its files, not on the result
-    r"was killed here: its lock is taken over$|^keeps the weights of .* for report --test-curve"
+    r"was killed (here: its lock is taken over|while training in this folder: .*)$"
+    r"|^keeps the weights of .* for report --test-curve"
     r"|^\d+ of \d+ views? of the teacher's logits (is|are) cached in "
 )
 LayerRow = tuple[str, str, tuple[int, ...], int]  # name, kind, output shape, parameters

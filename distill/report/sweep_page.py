@@ -87,7 +87,7 @@ def _figures(summary: SweepSummary) -> Iterator[FigureBlock]:
 def _importance(summary: SweepSummary) -> Iterator[Block]:
     if (warning := few_trials_warning(n_complete(summary))) is not None:
         yield Paragraph(warning)
-    caption = "The share of each key in what separates the best tenth of the trials from the rest."
+    caption = "How much each key determines whether a trial is in the best tenth."
     drawn = sweep_plots.importance(summary)
     yield FigureBlock("importance", f"{caption} PED-ANOVA, arXiv 2304.10255.", drawn)
 

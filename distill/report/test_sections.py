@@ -229,8 +229,8 @@ def _confusion(counts: Counts, names: tuple[str, ...]) -> FigureBlock:
         order = order_by_confusion(counts)
         counts, names = counts[np.ix_(order, order)], tuple(names[k] for k in order)
         caption += (
-            " Classes that are confused with each other are neighbours. The pointer on a cell "
-            "shows its classes; the table below has the pairs that are confused most often."
+            " Classes that are confused with each other are neighbours. Hover over a cell "
+            "to see its classes; the table below has the pairs that are confused most often."
         )
     n = counts.sum(axis=1)
     titles = [
@@ -290,7 +290,7 @@ def _mistakes(predictions: Predictions, names: tuple[str, ...]) -> Iterator[Bloc
     yield Paragraph(
         f"{shown} of {counted(n, 'mistake')}, "
         "the most confident first: each image with its label and the most probable classes. Some "
-        "labels are wrong themselves."
+        "of the labels may be wrong."
     )
     chosen = predictions.mistakes[:shown]
     shown_by = [(name, probabilities(logits[chosen])) for name, logits in networks]

@@ -38,8 +38,8 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     began_with = recipes.read(folder.recipe)
     if began_with.augment.trivial and "before_crop" not in folder.recipe.read_text():
         raise UserError(
-            f"{folder.path} cannot be resumed: it began with another augment.trivial, which had "
-            "no before_crop and other strengths.\nChoose another --out."
+            f"{folder.path} cannot be resumed: it began with an earlier version of "
+            "augment.trivial, without before_crop and with other strengths.\nChoose another --out."
         )
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipe_variants.with_teacher(recipe, began_with.teacher.runs)
@@ -68,7 +68,7 @@ def check_not_finished_early(folder: RunFolder) -> None:
     if early := early_end(folder.result()):
         raise UserError(
             f"{folder.path} was finished early, {early}: its weights were measured on the test "
-            "split, and training on would measure that again.\n"
+            "split, and continuing would measure it a second time.\n"
             f"Train again in another --out. Or delete {folder.result_file}: --resume then "
             "continues from the last checkpoint."
         )

@@ -90,7 +90,7 @@ def continue_line(folder: RunFolder) -> str:
     typed = _typed(folder)
     command = [typed] if _verb(typed) in SEVERAL else _continuing(folder)
     if not command:
-        return "Continue it with the command that began it, --out and --resume."
+        return "To continue, type the command that began it again, with --out RUN --resume."
     return f"Continue it: {text_of(command)}"
 
 

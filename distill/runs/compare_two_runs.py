@@ -238,8 +238,8 @@ def _findings(
             f"B − A may be anything between {low} and {high} points."
         )
     yield (
-        "Not shown: that one recipe is better. One run of each shows nothing about other seeds; "
-        "train several of each for that."
+        "This does not show that one recipe is better. One run of each shows nothing about other "
+        "seeds; train several of each for that."
     )
 
 

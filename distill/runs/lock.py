@@ -128,7 +128,7 @@ def without_links(path: str, flags: int) -> int:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        raise UserError(f"{path} is no regular file or has several hard links.\nDelete it.")
+        raise UserError(f"{path} is not a regular file or has several hard links.\nDelete it.")
     return descriptor
 
 

@@ -516,5 +516,5 @@ def unreadable_results_in(folder: Path) -> list[str]:
             if run.is_finished:
                 run.check_result()
         except (UserError, OSError) as fault:
-            notes.append(f"{run.path} is passed over: {str(fault).splitlines()[0]}")
+            notes.append(f"{run.path} was skipped: {str(fault).splitlines()[0]}")
     return notes

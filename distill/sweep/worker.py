@@ -149,7 +149,10 @@ def with_cached_logits(sweep: Sweep) -> tuple[Sweep, str]:
         if not terms <= recipe.loss.terms().keys():  # their inputs are unknown before the trial
             raise RecipeError(sweep.name, [])
     except RecipeError:
-        return sweep, "a term needs the teacher's maps, not cached: each trial computes its outputs"
+        return sweep, (
+            "a loss term needs the teacher's feature maps, which are not cached: every trial runs "
+            "the teacher"
+        )
     file = sweep.file.model_copy(update={"overrides": (*sweep.file.overrides, "cache={}")})
     return Sweep(sweep.name, file, base), shared
 

@@ -97,5 +97,5 @@ def _notes_on_newest(preferred: Sequence[RunFolder], found: Sequence[RunFolder])
 
 def _note(taken: RunFolder, why: str, left: Sequence[RunFolder]) -> str:
     names = ", ".join(str(run.path) for run in left)
-    uncompared = f"; not compared, with other held-out images: {names}" if left else ""
+    uncompared = f"; not compared, because they held out other images: {names}" if left else ""
     return f"no --teacher was given: {taken.path} is used, {why}{uncompared}"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from distill.data import array_cache
 from distill.errors import UserError
 from distill.files import run_json_schemas
-from distill.format import format_size
+from distill.format import counted, format_size
 from distill.recipe.recipe_files import toml
 from distill.runs.run_folder import write_json
 
@@ -169,7 +169,9 @@ def find_entries(keys: Sequence[str]) -> list[CacheEntry]:
         matches = [entry for entry in entries if entry.key.startswith(key)]
         found += matches[:1]
         if len(matches) != 1:
-            faults.append(f"{key!r} is the beginning of {len(matches)} keys in {logits_folder()}")
+            number = counted(len(matches), "key") if matches else "no key"
+            verb = "begins" if len(matches) < 2 else "begin"
+            faults.append(f"{number} in {logits_folder()} {verb} with {key!r}")
     if faults:
         raise UserError("\n".join([*faults, "Type python cli.py cache info: it lists the keys."]))
     return found

@@ -95,7 +95,7 @@ def _choose_teacher(
             found, 0 if split.held_out is None else len(split.held_out.labels)
         )
     passed = [
-        f"\n{run.path} is passed over: {reason.replace(f'teacher {run.path} ', 'it ', 1)}"
+        f"\n{run.path} was skipped: {reason.replace(f'teacher {run.path} ', 'it ', 1)}"
         for run, reason in reasons.items()
         if reason
     ]
@@ -164,8 +164,8 @@ def load_teacher(
     ]
     if len(runs) > 1:
         faults += [
-            f"loss.{name} reads a teacher's maps, but {len(runs)} teachers were given, which have "
-            f"none in common; give one --teacher, or type --set loss.{name}=false"
+            f"loss.{name} reads a teacher's feature maps, which cannot be combined across "
+            f"{len(runs)} teachers; give one --teacher, or type --set loss.{name}=false"
             for name, term in recipe.loss.terms().items()
             if "live teacher" in term.needs
         ]

@@ -48,7 +48,9 @@ def finding_text(summary: Figures) -> str:
         if summary["difference"]["mean"] > 0
         else "The recipe is worse than"
     )
-    finding = f"{shown} its control" if p < SIGNIFICANT else "No difference to the control is shown"
+    finding = (
+        f"{shown} its control" if p < SIGNIFICANT else "No significant difference from the control"
+    )
     return (
         f"{about}\n{finding}: {p_equation(p)}, Student's t over {summary['difference']['n']} pairs."
     )

@@ -75,9 +75,9 @@ def check_sides(
                 tap_shapes(FeatureExtractor(each), side)
         except Exception as fault:  # timm's networks raise errors of many types
             raise UnsuitableRecipe(
-                f"train.resolution has side {side}, and the {role} does not take images of "
+                f"train.resolution has size {side}, and the {role} does not take images of "
                 f"{side}x{side} pixels: {type(fault).__name__}: {str(fault).partition(chr(10))[0]}."
-                f"\nGive larger sides, or type --set train.resolution=[[0.0,{full}]] for full size."
+                f"\nGive larger sizes, or type --set train.resolution=[[0.0,{full}]] for full size."
             ) from fault
 
 

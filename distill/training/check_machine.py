@@ -72,8 +72,8 @@ def _check_device(device: torch.device, recipe: Recipe | None) -> Check:
         name, precision = torch.cuda.get_device_name(device), "bf16" if bf16 else "fp16"
         return Check("device", "ok", f"{name}, {precision}")
     if shutil.which("nvidia-smi") is not None:
-        advice = "torch finds no GPU: look at nvidia-smi, and install a torch built for its driver"
-        return Check("device", "note", "the CPU, though a driver of NVIDIA is installed", advice)
+        advice = "torch finds no GPU: check nvidia-smi, and install a torch that matches the driver"
+        return Check("device", "note", "the CPU, although an NVIDIA driver is installed", advice)
     instructions = bf16_instructions()
     if recipe is not None and recipe.train.precision == "fp16":
         advice = "type --set train.precision=auto"

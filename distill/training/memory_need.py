@@ -116,8 +116,8 @@ def memory_fault(
     if available is None or need.total <= available:
         return None
     found = (
-        f"a training step needs at least {format_size(need.total)} of memory more "
-        f"({need.parts()}), and {format_size(available)} are available."
+        f"a training step needs at least {format_size(need.total)} more memory "
+        f"({need.parts()}), but only {format_size(available)} is available."
     )
     smaller = f"train smaller networks, as in --recipe {SMALLER_RECIPE[role]}"
     fitting = need.largest_batch(available)

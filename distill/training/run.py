@@ -440,7 +440,7 @@ def _start_facts(ready: PreparedRun) -> Start:
 def killed_note(killed: LockHolder | None) -> Iterator[str]:
     """Yield a note on the process that was killed in the run's folder; `killed`: None for none."""
     if killed is not None:
-        yield f"{killed}, was killed here: its lock is taken over"
+        yield f"{killed}, was killed while training in this folder: this run continues in its place"
 
 
 def _measure_teacher(

@@ -78,8 +78,8 @@ def _patches_note(model: nn.Module) -> Iterator[str]:
     if isinstance(grid, tuple) and prod(grid) < FEWEST_PATCHES:
         sides = "x".join(map(str, grid))
         yield (
-            f"the network sees an image as {sides} patches only: it is made for larger images; "
-            "timm/resnet18 is made of convolutions and takes small ones"
+            f"the network divides an image into only {sides} patches, since it is designed for "
+            "larger images; a network of convolutions, such as timm/resnet18, suits small ones"
         )
 
 
@@ -104,7 +104,7 @@ def _resolution_notes(state: TrainState) -> Iterator[str]:
     if unused:
         yield (
             f"train.resolution: no epoch of {epochs} trains at {' or '.join(unused)} pixels; a "
-            "side begins with the first epoch at or after its share"
+            "size is used from the first epoch at or after its fraction"
         )
 
 
@@ -124,9 +124,9 @@ def _paired_stages_notes(state: TrainState, recipe: Recipe) -> Iterator[str]:
         if any(STAGE.fullmatch(tap) for tap in student):
             key = "taps" if len(student) > 1 else "tap"
             yield (
-                f"loss.{name}: {', '.join(student)} of the student's {numbers[0]} stages learn "
-                f"from {', '.join(teacher_maps)} of the teacher's {numbers[1]}; for others --set "
-                f"loss.{name}.student_{key} and loss.{name}.teacher_{key}"
+                f"loss.{name} compares the student's {', '.join(student)} (of {numbers[0]} stages) "
+                f"with the teacher's {', '.join(teacher_maps)} (of {numbers[1]}); to compare "
+                f"others, set loss.{name}.student_{key} and loss.{name}.teacher_{key}"
             )
 
 
@@ -162,7 +162,7 @@ def _cache_notes(state: TrainState) -> Iterator[str]:
     yield (
         f"{found} of {counted(needed, 'view')} of the teacher's logits {verb} cached in "
         f"{cache_files.logits_folder()}, "
-        f"{format_size(n_bytes)} when all are; a cached view is not computed again"
+        f"{format_size(n_bytes)} for all of them; cached views are not computed again"
     )
     if damaged:
         verb = "is" if damaged == 1 else "are"
@@ -207,7 +207,7 @@ def _overlap_note(test: SplitIdentity) -> Iterator[str]:
         verb = "is" if test.n_in_train == 1 else "are"
         yield (
             f"{test.n_in_train:,} of the {test.n_images:,} test images {verb} in the train split "
-            "too, pixel by pixel: the test accuracy does not only measure unseen images"
+            "too, pixel by pixel: the test accuracy is partly measured on training images"
         )
 
 
@@ -228,7 +228,7 @@ def _recipe_notes(
         if teacher_top1 is not None:
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
-        yield f"the teacher is hardly above chance ({percent(teacher_top1)}): look at its run"
+        yield f"the teacher is barely above chance ({percent(teacher_top1)}): check its run"
     hard = recipe.loss.hard
     if hard is not None and hard.weight == 0 and hard.label_smoothing > 0:
         yield (

@@ -77,7 +77,9 @@ def _rebuild_teacher(entry: CacheEntry) -> CachedTeacher:
     try:
         build_accelerator(recipe)
     except ValueError as fault:  # accelerate allows only one precision per process
-        raise UserError("an entry of another precision came first; verify it alone") from fault
+        raise UserError(
+            "one command verifies entries of one precision; verify this one separately"
+        ) from fault
     teacher = build.build_teacher_alone(recipe).source
     if not isinstance(teacher, CachedTeacher):
         raise UserError("its recipe caches no teacher logits")

@@ -170,7 +170,7 @@ def test_cache_drop_deletes_entries(cached_run: CommandResult, run_cli: RunCli) 
     (row,) = cache_entries(run_cli)
     assert_refused(run_cli("cache", "drop"), "no KEY was given", "cache info")
     assert_refused(run_cli("cache", "drop", "ab", "--all"), "KEY and --all exclude each other")
-    assert_refused(run_cli("cache", "drop", "zz"), "'zz' is the beginning of 0 keys", "cache info")
+    assert_refused(run_cli("cache", "drop", "zz"), "no key in", "begins with 'zz'", "cache info")
     assert cache_entries(run_cli) == [row]
     result = run_cli("cache", "drop", str(row["key"])[:8])
     assert re.search(r"^1 dropped, \d+\.\d kB freed$", result.out, re.M)

@@ -54,7 +54,7 @@ def test_cut_off_run_becomes_a_run_like_others(
 ) -> None:
     done = run_cli("finish", stopped.path)
     assert done.code == 0, done.err
-    assert f"run is finished early, {EARLY}." in unfolded(done.err)
+    assert f"run was finished early, {EARLY}." in unfolded(done.err)
     assert "alone" in done.out
     rows = journal.events(stopped.journal)
     assert [event.step for event in rows if isinstance(event, Step)] == list(range(1, 11))

@@ -39,9 +39,9 @@ def test_wrong_recipe_is_refused(run_cli: RunCli, arguments: list[str], found: s
 @pytest.mark.parametrize(
     ("command", "typed", "advice"),
     [
-        ("distill", ["--epochs", "3"], "is no option of distill.\nType --set train.epochs=3"),
+        ("distill", ["--epochs", "3"], "is not an option of distill.\nType --set train.epochs=3"),
         ("distill", ["--lr=0.1"], "Type --set optim.lr=0.1"),
-        ("train-teacher", ["--seed", "1"], "--seed is no option of train-teacher."),
+        ("train-teacher", ["--seed", "1"], "--seed is not an option of train-teacher."),
         ("train-teacher", ["--batch-size"], "Type --set train.batch_size=VALUE"),
     ],
 )

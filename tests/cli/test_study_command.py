@@ -143,7 +143,7 @@ def test_other_files_at_the_report_are_refused(run_cli: RunCli, pets: Path) -> N
     Path("s").mkdir()
     Path("s/report.html").write_text("mine")
     result = run_cli("study", *FEW, "--data", pets, "--out", "s")
-    assert_refused(result, "s/report.html exists and is no report of this program")
+    assert_refused(result, "s/report.html exists and is not a report written by this program")
     assert [path.name for path in Path("s").iterdir()] == ["report.html"]
 
 

@@ -71,13 +71,16 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
         (npy(PIXELS, shape="(1000000000000, 32, 32, 3)"), "has 6,144 bytes"),
         (npy(PIXELS, shape="(2, 32, 32, 2)"), "has 6,144 bytes"),
         (npy(PIXELS, shape="(1, 1, 1, 1, 1, 1, 1, 1, 6144)"), "an invalid shape: 9 dimensions"),
-        (npy(PIXELS, shape="(-1,)"), "describes no plain array"),
-        (npy(PIXELS, shape="(" + "(" * 5000 + ")"), "its header has|describes no plain array"),
+        (npy(PIXELS, shape="(-1,)"), "does not describe a plain array"),
+        (
+            npy(PIXELS, shape="(" + "(" * 5000 + ")"),
+            "its header has|does not describe a plain array",
+        ),
         (npy(PIXELS, descr="'|O'"), r"Python objects \('\|O'\), which could run code"),
         (npy(PIXELS, descr="[('a', '|u1')]"), "has arrays of"),
         (npy(PIXELS, descr="'|V9999'"), r"has arrays of '\|V9999'"),
         (npy(PIXELS, descr="'|b1'"), r"has arrays of '\|b1'"),
-        (npy(PIXELS)[:60], "describes no plain array"),
+        (npy(PIXELS)[:60], "does not describe a plain array"),
         (npy(PIXELS)[:-1], "has 6,143 bytes"),
         (npy(PIXELS) + b"x", "has 6,145 bytes"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b" " * 9999, "header has 65,535 bytes"),
@@ -143,7 +146,7 @@ def test_a_bomb_among_predictions_is_refused(
             (1 << 30).to_bytes(4, "little"),
             "declares 1,073,741,824 bytes, more than it can hold",
         ),
-        (16, b"abcd", r"is no valid zip archive \(Bad CRC-32"),
+        (16, b"abcd", r"is not a valid zip archive \(Bad CRC-32"),
     ],
     ids=["encrypted", "lzma", "packed size", "unpacked size", "checksum"],
 )
@@ -180,7 +183,7 @@ def test_very_long_name_is_not_quoted(tmp_path: Path) -> None:
     content[26:28] = (6000).to_bytes(2, "little")  # the name's length in the member's own header
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"is no valid zip archive \(File name in directory"
+        UserError, match=r"is not a valid zip archive \(File name in directory"
     ) as caught:
         images_to_predict.load(tmp_path / "a.npz")
     assert len(str(caught.value)) < 500

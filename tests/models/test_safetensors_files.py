@@ -25,7 +25,7 @@ HOSTILE = {
     "empty": (b"", "header is longer than the file"),
     "header of 4 GiB": ((1 << 32).to_bytes(8, "little") + b"{}", "header is longer than the file"),
     "long header": (file_of(b" " * (5 << 20)), "has a header of more than 4,194,304 bytes"),
-    "list": (file_of([]), "header is no table"),
+    "list": (file_of([]), "header is not a table"),
     "no JSON": (file_of(b"{"), "header is not JSON"),
     "nested": (file_of(b"[" * 100_000), "header is not JSON"),
     "huge number": (file_of(b'{"a": %s}' % (b"9" * 10_000)), "header is not JSON"),

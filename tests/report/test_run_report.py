@@ -99,7 +99,9 @@ def test_only_reports_are_replaced(written: Path, tmp_path: Path) -> None:
         own.write_text(text)
         assert run_report.report_path([run], own) == own
     own.write_text("<!doctype html><title>My page</title>" + "x" * 9000 + earlier)
-    with pytest.raises(UserError, match="index.html exists and is no report of this program"):
+    with pytest.raises(
+        UserError, match="index.html exists and is not a report written by this program"
+    ):
         run_report.report_path([run], own)
 
 
@@ -318,7 +320,7 @@ def test_held_out_logits_give_a_temperature() -> None:
         ),
         (
             replace(record("a", 9), test_curve=curve_of(0.4)),
-            "weights of 1 saved epoch, on unaugmented images. They selected nothing",
+            "weights of 1 saved epoch, on unaugmented images. Nothing was selected by them",
         ),
         (
             replace(

@@ -175,7 +175,7 @@ def test_unfinished_run_names_both_commands(tmp_path: Path) -> None:
 def test_run_without_checkpoint_can_only_be_continued(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "run", has_checkpoint=False)
     assert refusal(folder)[1:] == [
-        "Continue it with the command that began it, --out and --resume."
+        "To continue, type the command that began it again, with --out RUN --resume."
     ]
 
 

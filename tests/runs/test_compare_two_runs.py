@@ -117,9 +117,9 @@ def test_a_difference_that_is_shown(tmp_path: Path) -> None:
     low, high = (f"{100 * end:+.2f}".replace("-", "−") for end in it.difference_interval)
     assert it.says == (
         f"Shown: on images like these 400 the network of {tmp_path / 'b'} is correct more often "
-        f"than that of {tmp_path / 'a'}; B − A is between {low} and {high} points. Not shown: that "
-        "one recipe is better. One run of each shows nothing about other seeds; train several of "
-        "each for that."
+        f"than that of {tmp_path / 'a'}; B − A is between {low} and {high} points. This "
+        "does not show that one recipe is better. One run of each shows nothing about other seeds; "
+        "train several of each for that."
     )
 
 

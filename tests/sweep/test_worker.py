@@ -279,7 +279,7 @@ def test_signal_saves_trial_for_next_worker(
         patch.setattr(sweep_worker.PruningCallback, "__call__", stop_at_rung)
         code, _, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 143
-    assert "another worker continues its trial. Type the same command again" in err
+    assert "another worker can continue its trial. Type the same command again" in err
     code, out, err = run_cli("sweep", file, "--out", tmp_path / "out")
     assert code == 0, err
     assert "1 resumed after a worker died" in out

@@ -32,7 +32,7 @@ def test_other_holdout_of_a_candidate_is_named(tmp_path: Path) -> None:
         selection.resolve_teachers(
             recipe, images, split_images(recipe, images), None, [tmp_path], "tiny"
         )
-    assert f"\n{path} is passed over: it was trained on " in str(caught.value)
+    assert f"\n{path} was skipped: it was trained on " in str(caught.value)
     assert "epoch on: it held out " in str(caught.value)
     assert "\nType --set data.holdout=0.04, the teacher's own" in str(caught.value)
 
@@ -63,7 +63,7 @@ def test_unfinished_teacher_is_passed_over(tmp_path: Path) -> None:
     shutil.copytree(OLD_RUNS / "unfinished", tmp_path / "unfinished")
     progress = tmp_path / "unfinished" / "last" / "progress.json"
     progress.write_text(progress.read_text().replace('"student"', '"teacher"'))
-    with pytest.raises(UserError, match=r"unfinished is passed over: it is not finished; finish"):
+    with pytest.raises(UserError, match=r"unfinished was skipped: it is not finished; finish"):
         search(tmp_path)
 
 
@@ -84,6 +84,6 @@ def test_unusable_teachers_are_named(tmp_path: Path, old: str, new: str, reason:
         search(tmp_path)
     first, passed, *advice = str(caught.value).splitlines()
     assert first.startswith("the recipe needs a teacher; none was named")
-    assert passed.startswith(f"{tmp_path / 'teacher'} is passed over: ")
+    assert passed.startswith(f"{tmp_path / 'teacher'} was skipped: ")
     assert any(part in passed for part in reason.split("|"))
     assert advice[0].startswith("Train one: ") and len(advice) == 2

@@ -131,6 +131,6 @@ def test_an_unknown_network_is_refused_with_the_nearest(network, meant):
 
 def test_a_network_of_few_patches_is_noted():
     [note] = start_notes._patches_note(timm_classifier("test_vit", 10))
-    assert note.startswith("the network sees an image as 2x2 patches only")
+    assert note.startswith("the network divides an image into only 2x2 patches")
     assert list(start_notes._patches_note(timm_classifier("test_vit", 10, image_size=64))) == []
     assert list(start_notes._patches_note(timm_classifier("test_resnet", 10))) == []

@@ -43,7 +43,7 @@ def test_table_has_a_line_per_seed_and_summary() -> None:
     )
     assert "95 % interval of the mean" in text
     assert "The recipe is better than its control: p = 0.0069, Student's t over 2 pairs." in text
-    assert "No difference to the control is shown" in shown(FIGURES | {"p": 0.2})
+    assert "No significant difference from the control" in shown(FIGURES | {"p": 0.2})
 
 
 def test_without_a_control_nothing_is_compared() -> None:

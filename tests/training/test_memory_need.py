@@ -97,8 +97,8 @@ def test_refused_batch_comes_with_one_that_fits() -> None:
     recipe = load("teacher_wrn", ["train.batch_size=128"]).recipe
     need = MemoryNeed(GB // 2, GB // 10, 20_000_000, 128)
     assert memory_fault(need, 2 * GB, recipe, "teacher") == (
-        "a training step needs at least 3.2 GB of memory more (weights and optimizer 500.0 MB, "
-        "images 100.0 MB, activations of 128 images 2.6 GB), and 2.0 GB are available.\n"
+        "a training step needs at least 3.2 GB more memory (weights and optimizer 500.0 MB, "
+        "images 100.0 MB, activations of 128 images 2.6 GB), but only 2.0 GB is available.\n"
         "A step has 128 images (train.batch_size). Start again with --set train.accumulate=2, the "
         "same batch in smaller parts, or with a smaller train.batch_size: at most 70; or train "
         "smaller networks, as in --recipe teacher_wrn+two_cores."
@@ -139,7 +139,7 @@ def test_training_is_refused_before_its_first_step(
     out = tmp_path / "run"
     command = ["distill", *SMALL, *ALONE, "--data", str(pets), "--out", str(out)]
     result = run_cli(*command)
-    assert_refused(result, "a training step needs at least", "and 1.0 kB are available")
+    assert_refused(result, "a training step needs at least", "but only 1.0 kB is available")
     assert not (out / "recipe.toml").exists() and not (out / "last").exists()
     monkeypatch.undo()
 

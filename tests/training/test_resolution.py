@@ -77,8 +77,8 @@ def test_sides_that_no_epoch_has_are_named() -> None:
     assert list(start_notes._resolution_notes(made)) == [
         "train.resolution: epoch 1 at 20 pixels, epoch 2 at 24 pixels; validation and test at full "
         "size, 32 pixels",
-        "train.resolution: no epoch of 2 trains at 32 pixels; a side begins with the first epoch "
-        "at or after its share",
+        "train.resolution: no epoch of 2 trains at 32 pixels; a size is used from the first "
+        "epoch at or after its fraction",
     ]
     assert list(start_notes._resolution_notes(prepared(*EFFICIENT))) == []
 
@@ -129,8 +129,8 @@ def test_teacher_that_does_not_take_side_is_refused(teacher: Path) -> None:
     prepared(*options, "train.resolution=[[0, 32]]", teacher=FrozenTeacher(Fixed()))
     with pytest.raises(
         UnsuitableRecipe,
-        match=r"train.resolution has side 20, and the teacher does not take images of 20x20 pixels"
-        r": RuntimeError: .*\nGive larger sides, or type --set train.resolution=\[\[0.0,32\]\]",
+        match=r"train.resolution has size 20, and the teacher does not take images of 20x20 pixels"
+        r": RuntimeError: .*\nGive larger sizes, or type --set train.resolution=\[\[0.0,32\]\]",
     ):
         prepared(*options, GROWING, teacher=FrozenTeacher(Fixed()))
 

@@ -136,9 +136,9 @@ def test_broken_folders_among_runs_are_passed_over(teacher, tmp_path) -> None:
         (folder / "result.json").write_text(text)
     _, events = train(tmp_path / "student")
     assert events[0].teacher == str(tmp_path / "good")
-    notes = "\n".join(note for note in events[0].notes if "passed over" in note)
+    notes = "\n".join(note for note in events[0].notes if "was skipped" in note)
     for folder in broken:
-        assert f"{folder} is passed over: {folder}/result.json" in notes
+        assert f"{folder} was skipped: {folder}/result.json" in notes
     assert closing_rows(RunFolder(tmp_path / "student"))[0].top1_test is not None
     for folder in broken:
         with pytest.raises(UserError, match="result.json (is damaged|has no|: )"):
@@ -535,10 +535,11 @@ def test_stages_of_unequal_networks_are_paired(teacher, tmp_path) -> None:
     folder, events = train(tmp_path / "s", *overrides)
     start = next(event for event in events if isinstance(event, Start))
     assert [note for note in start.notes if note.startswith("loss.")] == [
-        "loss.at: stages.0, stages.1 of the student's 2 stages learn from stages.1, stages.2 of "
-        "the teacher's 3; for others --set loss.at.student_taps and loss.at.teacher_taps",
-        "loss.sp: stages.1 of the student's 2 stages learn from stages.2 of the teacher's 3; for "
-        "others --set loss.sp.student_tap and loss.sp.teacher_tap",
+        "loss.at compares the student's stages.0, stages.1 (of 2 stages) with the teacher's "
+        "stages.1, stages.2 (of 3); to compare others, set loss.at.student_taps and "
+        "loss.at.teacher_taps",
+        "loss.sp compares the student's stages.1 (of 2 stages) with the teacher's stages.2 (of 3); "
+        "to compare others, set loss.sp.student_tap and loss.sp.teacher_tap",
     ]
     at = recipes.read(folder.recipe).loss.at
     assert at is not None
