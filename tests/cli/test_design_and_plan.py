@@ -90,7 +90,7 @@ def test_plan_without_a_fit_names_the_quickest(
 
 def test_help_of_plan_says_how_long_it_takes(run_cli: RunCli) -> None:
     words = " ".join(run_cli("plan", "--help").out.split())
-    assert "which takes about a minute, longer beside other programs" in words
+    assert "which takes about a minute, or longer if other programs are running" in words
 
 
 def test_plan_refuses_wrong_requests(run_cli: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:

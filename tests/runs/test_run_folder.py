@@ -210,7 +210,7 @@ def test_an_earlier_trivial_augment_is_not_resumed(tmp_path: Path) -> None:
     folder.recipe.write_text(recipes.dumps(recipe))
     check_runs_match.check_same(folder, recipe)
     folder.recipe.write_text(recipes.dumps(recipe).replace("before_crop = true\n", ""))
-    with pytest.raises(UserError, match=r"cannot be resumed: it began with another aug"):
+    with pytest.raises(UserError, match=r"cannot be resumed: it began with an earlier version"):
         check_runs_match.check_same(folder, recipe)
 
 
