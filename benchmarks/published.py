@@ -16,10 +16,10 @@ folder: no run is trained twice. Type it again after an interruption. `--dry-run
 and prints the commands.
 
 `--epochs` shortens the training: the milestones keep their share of it, rounded to whole epochs
-(`published_cells.length`), and the result is no reproduction. Nor is it with other images than
-CIFAR-100's, or with --set, which sets keys of all runs, those of [loss] and [cache] of the method's
-alone. The teacher's logits are not cached: every seed draws other images, so that no run of a cell
-could read those of another, and cached logits are rounded to float16.
+(`published_cells.length`), and the result is not a reproduction. Neither is one on other images
+than CIFAR-100's, or with --set. `--set` sets keys of all runs, but keys of [loss] and [cache] only
+of the runs with the method. The teacher's logits are not cached: every seed draws other views of
+the images, so that no run could read the logits of another, and they would be rounded to float16.
 
 After each finished run writes `results/published/TEACHER_STUDENT_METHOD.json`, with the number of
 epochs in the name unless it is 240: the accuracies of the last epoch, which are the result, with

@@ -23,6 +23,7 @@ from distill.recipe.constraints import RULES, Fault, Rule, did_you_mean
 from distill.recipe.schema import Recipe
 
 # What other programs call `base`.
+NAMES_OF_TEMPERATURE = ("T", "t", "tau", "temp", "kd_T")  # in other programs
 MEANT_BASE = ("extends", "extend", "inherit", "inherits", "from", "parent", "import", "include")
 BASE_HINT = (
     '; to build on another recipe, write base = "kd", or compose = ["kd", "cutmix"] for several, '
@@ -271,9 +272,15 @@ def _choices(schema: Values) -> list[str]:
 def _nearest_key(key: str) -> str | None:
     """Return the key most similar to a mistyped one, or None.
 
-    A very similar key comes first, then a key of the same name in another table, then any similar
-    key.
+    For a key of a loss term, only keys of the same term: those of others mean something else. For
+    others, a very similar key comes first, then a key of the same name in another table, then any
+    similar key.
     """
+    table, _, name = key.rpartition(".")
+    if table.startswith("loss.") and table in keys():
+        names = [each.rpartition(".")[2] for each in keys() if each.rpartition(".")[0] == table]
+        meant = "temperature" if name in NAMES_OF_TEMPERATURE else name
+        return next((f"{table}.{each}" for each in get_close_matches(meant, names, n=1)), None)
     same_name = [other for other in keys() if other.split(".")[-1] == key.split(".")[-1]]
     near = (
         get_close_matches(key, keys(), n=1, cutoff=0.8)

@@ -68,6 +68,16 @@ def test_other_word_for_base_is_the_only_fault() -> None:
     [
         ("optim.lrr=0.1", "optim.lrr = 0.1 (--set) is not a key; did you mean optim.lr?"),
         ("train.lr=0.1", "train.lr = 0.1 (--set) is not a key; did you mean optim.lr?"),
+        (
+            "loss.kd.tau=4",
+            "loss.kd.tau = 4 (--set) is not a key; did you mean loss.kd.temperature?",
+        ),
+        ("loss.kd.T=4", "loss.kd.T = 4 (--set) is not a key; did you mean loss.kd.temperature?"),
+        ("loss.kd.gamma=4", "loss.kd.gamma = 4 (--set) is not a key"),
+        (
+            "loss.kd.wieght=4",
+            "loss.kd.wieght = 4 (--set) is not a key; did you mean loss.kd.weight?",
+        ),
         ("optm.lr=0.1", "optm = {lr = 0.1} (--set) is not a key; did you mean optim?"),
         ("xyzzy=1", "xyzzy = 1 (--set) is not a key"),
         ("optim=3", "optim = 3 (--set) is a whole number; allowed: a table"),
