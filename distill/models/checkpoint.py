@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -29,6 +29,7 @@ from distill.runs.run_folder import foreign_in, write_bytes
 
 FORMAT = 2  # version of the checkpoint format
 LONGEST_FORMAT = 20  # characters of another format in a message
+PIECE = 1 << 20  # bytes that are hashed at a time
 LARGEST_STATE = 16 << 30  # bytes: enough for 10^9 weights, their average and Adam's two buffers
 
 
@@ -127,8 +128,11 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """
     try:
         progress = run_json_schemas.parsed(run_json_schemas.content_of(folder / "progress.json"))
-        state = regular_file.content_of(folder / "state.pt", LARGEST_STATE)
         format_, digest = progress["format"], progress.pop("sha256", None)
+        with regular_file.open_regular(folder / "state.pt", LARGEST_STATE) as file:
+            is_whole = digest == _digest_of_file(file, progress)
+            file.seek(0)
+            state = file.read() if is_whole else b""
     except OSError as fault:
         raise DamagedCheckpoint(
             f"{folder} cannot be read: {fault.strerror} ({fault.filename})"
@@ -139,7 +143,6 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise DamagedCheckpoint(
             f"{folder} is damaged: its progress.json is not what was written"
         ) from fault
-    is_whole = digest == digest_of(state, progress)
     if format_ != FORMAT and (is_whole or digest is None):  # format 1 had no digest
         raise UserError(
             f"{folder} is a checkpoint of format {visible(str(format_)[:LONGEST_FORMAT])}; this "
@@ -162,9 +165,21 @@ def digest_of(state: bytes, progress: dict[str, Any]) -> str:
 
     JSON preserves floats exactly, so the digest can be computed again after reading.
     """
-    digest = hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + b"\0")
+    digest = _begin_digest(progress)
     digest.update(state)
     return digest.hexdigest()
+
+
+def _digest_of_file(state: IO[bytes], progress: dict[str, Any]) -> str:
+    """Return `digest_of` the content of a file, which is not held in memory."""
+    digest = _begin_digest(progress)
+    for piece in iter(lambda: state.read(PIECE), b""):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _begin_digest(progress: dict[str, Any]) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + b"\0")
 
 
 def _sync_folder(folder: Path) -> None:

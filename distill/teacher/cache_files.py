@@ -17,7 +17,9 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ class CacheEntry:
         temporary folder.
         """
         files = [*self.path.glob("*"), *self.path.glob("*/*")]
-        return sum(file.lstat().st_size for file in files if file.is_file())
+        return sum(_size_of_file(file) for file in files)
 
     def read(self, view: int) -> NDArray[np.float16] | None:
         """Return the logits of a view, float16 [N, C]; None if they are absent or damaged."""
@@ -118,6 +120,14 @@ def write_description(depends: dict[str, Any], recipe: str) -> None:
         return  # then the logits cannot be written either
 
 
+def _size_of_file(path: Path) -> int:
+    """Return the bytes of a file; 0 for anything else, or if it was deleted meanwhile."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
 def list_entries() -> list[CacheEntry]:
     """Return all cache entries, the oldest first; other files and links are ignored.
 
@@ -129,7 +139,11 @@ def list_entries() -> list[CacheEntry]:
         for path in logits_folder().glob("*")
         if KEY.fullmatch(path.name) and os.path.isdir(path) and not path.is_symlink()
     ]
-    return [_open_entry(path) for path in sorted(folders, key=lambda path: path.stat().st_mtime)]
+    entries = []
+    for path in folders:
+        with suppress(FileNotFoundError):  # another process has deleted it meanwhile
+            entries.append((path.stat().st_mtime, path))
+    return [_open_entry(path) for _, path in sorted(entries)]
 
 
 def unreadable_folders() -> list[Path]:
@@ -193,11 +207,14 @@ def mismatched_keys(depends: dict[str, Any]) -> list[str]:
 def delete_entry(entry: CacheEntry) -> None:
     """Delete a cache entry; a run that is still writing to it creates it again.
 
-    Links in its folder are deleted, but not their targets. Raises UserError if the folder cannot be
-    deleted.
+    Links in its folder are deleted, but not their targets. What another process deletes at the same
+    time counts as deleted. Raises UserError if the folder cannot be deleted.
     """
     try:
         shutil.rmtree(entry.path)
+    except FileNotFoundError:
+        if entry.path.exists():
+            delete_entry(entry)
     except (OSError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{entry.path} cannot be deleted: {reason}.\nDelete it by hand.") from error

@@ -28,6 +28,7 @@ from distill.events import (
 from distill.losses.objective import LossInputs
 from distill.models import checkpoint, epoch_weights, reestimate_batch_norm
 from distill.models.features import ModelOutput
+from distill.runs.run_folder import check_inside_folder
 from distill.teacher.teacher import TeacherOutput
 from distill.training import estimate_duration, optim, resume
 from distill.training.divergence import Diverged, gradient_norm
@@ -144,9 +145,10 @@ def _save_epoch_weights(state: TrainState) -> None:
 
     The averaged weights are saved if the run has an average. They are written before the checkpoint
     that includes the epoch, so that no epoch is missing in a resumed run. Raises OSError if they
-    cannot be written.
+    cannot be written, UserError if a folder of the run was replaced by a link.
     """
     if state.epoch in state.epochs_to_save and state.accelerator.is_main_process:
+        check_inside_folder(state.folder)
         epoch_weights.save(state.folder, state.epoch, state.final_weights)
 
 

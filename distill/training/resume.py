@@ -16,7 +16,7 @@ from distill.files.run_json_schemas import LONGEST_REASON
 from distill.models import checkpoint, epoch_weights, out_of_memory
 from distill.models.checkpoint import DamagedCheckpoint
 from distill.runs import journal
-from distill.runs.run_folder import RunFolder, file_sha256
+from distill.runs.run_folder import RunFolder, check_inside_folder, file_sha256
 from distill.training import check_saved_state
 from distill.training.check_saved_state import UnfitState
 from distill.training.train_state import BestEpoch, TrainState
@@ -34,8 +34,8 @@ def save(state: TrainState) -> None:
     """Write the checkpoint `last/`, from which the run resumes exactly, after any step.
 
     New best weights are written to `best/` first. Raises Diverged if a loss or gradient was not
-    finite, OSError if the disk is full; existing checkpoints then stay unchanged. Called by all
-    processes.
+    finite, OSError if the disk is full, UserError if a folder of the run was replaced by a link;
+    existing checkpoints then stay unchanged. Called by all processes.
     """
     state.divergence.raise_if_diverged()
     state.teacher.save()
@@ -45,6 +45,7 @@ def save(state: TrainState) -> None:
         "log": state.log_losses.state_dict(state.accelerator),
     }
     if state.accelerator.is_main_process:
+        check_inside_folder(state.folder)
         if state.best_weights is not None:
             path = best_file(state.folder, state.best)
             state.best.weights = checkpoint.save_weights(path, state.best_weights)

@@ -84,6 +84,20 @@ def test_state_that_takes_memory_is_refused(tmp_path: Path, state: bytes, fault:
         tracemalloc.stop()
 
 
+@pytest.mark.long
+def test_sparse_state_is_not_held_in_memory(tmp_path: Path) -> None:
+    (written(tmp_path, b"") / "state.pt").write_bytes(b"")
+    with open(tmp_path / "state.pt", "r+b") as file:
+        file.truncate(2 * BIG)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedCheckpoint, match="its sha256 is not the one"):
+            checkpoint.load(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < BIG // 2
+    finally:
+        tracemalloc.stop()
+
+
 def test_state_that_torch_wrote_is_loaded(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.Adam(network.parameters())

@@ -166,3 +166,19 @@ def test_private_folders_of_others_are_found(entry: Path, monkeypatch: pytest.Mo
     assert cache_files.unreadable_folders() == [entry]
     monkeypatch.setattr(os, "access", lambda path, _: path.name != "targets")
     assert cache_files.unreadable_folders() == [entry.parent]
+
+
+def test_files_that_another_process_deletes_are_absent(
+    entry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cache_files.CacheEntry(entry)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda folder, _: iter([folder / "temporary"]))
+        patch.setattr(Path, "is_file", lambda _: True)  # it was there a moment ago
+        assert found.n_bytes == 0
+    entry.rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", lambda *_: iter([entry]))
+        patch.setattr(os.path, "isdir", lambda _: True)
+        assert cache_files.list_entries() == []
+    cache_files.delete_entry(found)

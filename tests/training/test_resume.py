@@ -18,8 +18,8 @@ from distill.recipe import recipes
 from distill.runs import journal
 from distill.runs.journal import Journal, read
 from distill.runs.run_folder import RunFolder
+from distill.training import loop, run
 from distill.training import resume as checkpoints
-from distill.training import run
 from distill.training.signals import Request, Stopped
 from distill.training.train_state import BestEpoch, TrainState
 from tests.make_runs import prepared, train, two_epochs
@@ -380,3 +380,19 @@ def test_only_own_files_in_best_are_deleted(tmp_path: Path) -> None:
         (folder.best / name).touch()
     checkpoints._delete_unreferenced_weights(folder)
     assert {path.name for path in folder.best.iterdir()} == set(others)
+
+
+@pytest.mark.parametrize("name", ["best", "epochs", "last"])
+def test_folder_that_became_a_link_is_left(tmp_path: Path, name: str) -> None:
+    """It may lead to the weights of another run."""
+    state = prepared("loss.kd=false", "loss.hard.weight=1", "train.keep_epochs=1")
+    state.folder, state.epoch, state.epochs_to_save = RunFolder(tmp_path / "run"), 1, frozenset({1})
+    foreign = tmp_path / "foreign" / "epoch-7.safetensors"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"weights")
+    state.folder.path.mkdir()
+    (state.folder.path / name).symlink_to(foreign.parent)
+    for save in (checkpoints.save, loop._save_epoch_weights):
+        with pytest.raises(UserError, match=f"{name} is a symbolic link: a run writes and deletes"):
+            save(state)
+    assert [*foreign.parent.iterdir()] == [foreign] and foreign.read_bytes() == b"weights"
