@@ -11,6 +11,7 @@ import os
 import re
 import sqlite3
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from sqlalchemy.engine import URL, make_url
 
 from distill.errors import UserError
+from distill.sweep import sqlite_pages
 
 MAGIC = bytes.fromhex("d9d505f920a163d7")  # at both ends of a journal that has a super-journal
 FORMATS = slice(18, 20)  # bytes of a database's header: write and read format, 2 for WAL
@@ -31,6 +33,8 @@ TABLE = re.compile(r'CREATE TABLE [\w\s(),"]*')
 INDEX = re.compile(r'CREATE (UNIQUE )?INDEX "?\w+"? ON "?\w+"? \([\w\s,"]*\)')
 COMPUTED = re.compile(r"\b(AS|CHECK|USING|CONFLICT|DEFAULT\s*\()", re.IGNORECASE)
 CHECK_OF_OPTUNA = re.compile(r"CHECK \(version_info_id ?= ?1\)")
+# A table or index without a tree of its own has no root page; a damaged file may have any value.
+ROOTS = "SELECT rootpage FROM sqlite_master WHERE typeof(rootpage) = 'integer' AND rootpage > 0"
 ADVICE = "Restore the file that the sweep wrote, or choose another --out."
 
 
@@ -61,12 +65,13 @@ class SQLiteFile:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
 
     def check(self) -> None:
-        """Raise UserError if opening the database could change a file elsewhere.
+        """Raise UserError if opening the database could change a file elsewhere or never end.
 
         It could if the database or its journal is a link, a pipe or a device, if the journal names
-        another file, or if there is a write-ahead log.
+        another file, if there is a write-ahead log, or if the schema is in pages that are shared.
         """
         check_regular(self.path)
+        self._check_pages((sqlite_pages.SCHEMA_ROOT,))
         if WRITE_AHEAD_LOG in _content(self.path, 0)[FORMATS]:
             raise UserError(f"{self.path} uses a write-ahead log, which no sweep uses.\n{ADVICE}")
         for log in (self._beside("-wal"), self._beside("-shm")):
@@ -94,6 +99,9 @@ class SQLiteFile:
         connection = self.connect()
         connection.text_factory = bytes  # the texts need not be UTF-8
         try:
+            connection.execute("BEGIN")  # until `close`, so that no worker writes meanwhile
+            roots = connection.execute(ROOTS).fetchall()
+            self._check_pages((sqlite_pages.SCHEMA_ROOT, *(root for (root,) in roots)))
             names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
             n_rows = n_bytes = 0
             for (name,) in names.fetchall():
@@ -107,6 +115,14 @@ class SQLiteFile:
                         raise self._too_large(f"more than {MOST_TEXT:,} bytes of text")
         finally:
             connection.close()
+
+    def _check_pages(self, roots: Iterable[int]) -> None:
+        try:
+            sqlite_pages.check_trees(self.path, roots)
+        except FileNotFoundError:  # a new sweep
+            return
+        except sqlite_pages.SharedPage as fault:
+            raise UserError(f"{self.path} is damaged: {fault}.\n{ADVICE}") from None
 
     def _too_large(self, found: str) -> UserError:
         return UserError(f"{self.path} has {found}, and no sweep writes that much.\n{ADVICE}")

@@ -124,7 +124,7 @@ def test_every_submodule_is_a_copied_tap(nets: Path) -> None:
         ("nosuch", r"nets\.py has no class or function nosuch; it has small, Any, Named, Flat"),
         (
             "joined",
-            r"nets\.py has no class or function joined: it imports that name.*; it has small",
+            r"nets\.py has no class or function joined: the file only imports .*; it has small",
         ),
         ("__class__", r"nets\.py has no class or function __class__; it has small"),
         ("Flat", "Flat has no parameters, so it cannot be trained"),
@@ -150,7 +150,9 @@ def test_imported_function_is_not_called(tmp_path: Path) -> None:
     )
     path.write_text("from imported_by_nets import load\n")
     user_code.allow(f"{path}:small")
-    with pytest.raises(UserError, match=r"has no class or function load: it imports that name"):
+    with pytest.raises(
+        UserError, match=r"has no class or function load: the file only imports that name"
+    ):
         built(path, "load", arguments={"file": str(called)})
     assert not called.exists()
 

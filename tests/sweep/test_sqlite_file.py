@@ -5,13 +5,14 @@ import re
 import shutil
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from optuna.exceptions import StorageInternalError
 
 from distill.errors import Failure, UserError
-from distill.sweep import sqlite_file
+from distill.sweep import sqlite_file, sqlite_pages
 from distill.sweep.storage import Storage, url_of
 from tests.sweep.test_assign_trials import opened
 
@@ -200,6 +201,42 @@ def test_value_too_large_is_one_message(sweep: Path) -> None:
         open_storage(sweep)
     assert "sweep.db" in str(caught.value) and "Traceback" not in str(caught.value)
     assert peak_rss() - before < 50 << 20
+
+
+def share_page(database: Path, root: int) -> None:
+    """Let two pointers of an interior page lead to the same page."""
+    content = bytearray(database.read_bytes())
+    size = int.from_bytes(content[16:18], "big")
+    start = (root - 1) * size + (100 if root == 1 else 0)
+    assert content[start] in (2, 5), "an interior page"
+    cell = (root - 1) * size + int.from_bytes(content[start + 12 : start + 14], "big")
+    content[start + 8 : start + 12] = content[cell : cell + 4]
+    database.write_bytes(content)
+
+
+@pytest.mark.parametrize("tree", ["schema", "table", "index"])
+def test_pages_used_twice_are_refused(sweep: Path, tree: str) -> None:
+    """Repeated over some levels, the rows would be too many to be ever read."""
+    database = sweep / "sweep.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE numbers (number INTEGER)")
+        connection.execute("CREATE INDEX by_number ON numbers (number)")
+        connection.executemany("INSERT INTO numbers VALUES (?)", ((k,) for k in range(2000)))
+        connection.commit()
+        name = {"table": "numbers", "index": "by_number"}.get(tree)
+        found = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,))
+        (root,) = found.fetchone() or (1,)
+    open_storage(sweep)
+    share_page(database, root)
+    with pytest.raises(UserError, match=r"sweep.db is damaged: page \d+ is used twice"):
+        open_storage(sweep)
+
+
+def test_numbers_of_no_page_are_left_to_sqlite(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.db"
+    for content in (b"", b"SQLite format 3\0"):
+        file.write_bytes(content)
+        sqlite_pages.check_trees(file, (1, 0, -1, 7, 1 << 62))
 
 
 def clear_peak() -> None:
