@@ -74,6 +74,11 @@ GROUPED = {
             "check that a result fits its run, and that runs belong together"
         ),
     },
+    "distill/sweep": {
+        r"sqlite_(file|pages)": (
+            "check a SQLite database, which others may have made, before SQLite opens it"
+        ),
+    },
     "distill/training": {
         r"check_machine|memory_need": (
             "check that this machine can train: libraries, device, disk, and enough memory"

@@ -224,7 +224,7 @@ def test_trials_with_same_images_share_cached_logits() -> None:
     assert sweep.trial_recipe({"optim.lr": 0.1}).recipe.cache is not None
     for space, found in (
         ({"mix.cutmix.prob": {"uniform": [0.1, 0.9]}}, "mix.cutmix.prob varies"),
-        ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "each trial computes its outputs"),
+        ({"loss.at.weight": {"uniform": [0.1, 0.9]}}, "every trial runs the teacher"),
     ):
         sweep, note = with_cached_logits(made(set=with_teacher, space=space))
         assert sweep.base.recipe.cache is None

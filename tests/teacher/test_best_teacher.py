@@ -65,8 +65,8 @@ def test_teachers_with_same_hold_out_come_first(teacher: Path, tmp_path: Path) -
     chosen, [note] = choose_best([RunFolder(other), RunFolder(same)], 500)
     assert chosen.path == same
     assert note.endswith(
-        "is used, the only one with 500 held-out images, 30.00 %; not compared, with other "
-        f"held-out images: {other}"
+        "is used, the only one with 500 held-out images, 30.00 %; not compared, "
+        f"because they held out other images: {other}"
     )
 
 
