@@ -74,11 +74,6 @@ GROUPED = {
             "check that a result fits its run, and that runs belong together"
         ),
     },
-    "distill/sweep": {
-        r"sqlite_(file|pages)": (
-            "check a SQLite database, which others may have made, before SQLite opens it"
-        ),
-    },
     "distill/training": {
         r"check_machine|memory_need": (
             "check that this machine can train: libraries, device, disk, and enough memory"
@@ -100,6 +95,9 @@ GROUPED = {
         ),
     },
     "distill/sweep": {
+        r"sqlite_(file|pages)": (
+            "check a SQLite database, which others may have made, before SQLite opens it"
+        ),
         r"sweep_(file|schema|validation)": (
             "load a sweep file, its tables and keys, and all errors of one"
         ),

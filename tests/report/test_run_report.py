@@ -348,7 +348,7 @@ def test_notes_on_the_process_are_left_out(tmp_path: Path) -> None:
     notes = (
         *killed_note(LockHolder("host", 7, "2026-01-01 10:00:00")),
         epoch_weights.plan(folder, "auto", 3, 0, network).note,
-        "2 of 3 views of the teacher's logits are cached in /c, 1 MB when all are",
+        "2 of 3 views of the teacher's logits are cached in /c, 1 MB for all of them",
         "a note on the result",
     )
     run = record("a", 9)

@@ -292,7 +292,7 @@ def test_weights_do_not_depend_on_the_cache(teacher, tmp_path, own_cache) -> Non
     ]
     assert exposed[1] == exposed[2] == []
     assert re.search(
-        r"0 of 1 view of the teacher's logits is cached in \S+/targets, [0-9.]+ kB when all are",
+        r"0 of 1 view of the teacher's logits is cached in \S+/targets, [0-9.]+ kB for all of them",
         "\n".join(runs[0][1][0].notes),
     )
     assert not any("cached in" in note and "of 1 view" in note for note in runs[2][1][0].notes)
