@@ -197,7 +197,7 @@ def test_several_teachers_have_no_maps_in_common(teacher: Path, tmp_path: Path) 
     other = shutil.copytree(teacher, tmp_path / "other")
     two = f"teacher.runs=['{teacher}', '{other}']"
     with pytest.raises(
-        UserError, match="loss.at reads a teacher's maps, but 2 teachers were given"
+        UserError, match="loss.at reads a teacher's feature maps, which .* across 2 teachers"
     ):
         prepared(two, THREE, "loss.at.weight=1")
     assert set(step(prepared(two, THREE), 0)) == {"hard", "kd", TOTAL}
