@@ -84,14 +84,18 @@ def export(
             write_json(new / REPORT, report)
             atomic_folder.rename(new, out, partial(check_out, out, replace))
     except OSError as fault:
-        is_full = fault.errno in (errno.ENOSPC, errno.EDQUOT)
-        where = f" ({fault.filename})" if fault.filename else ""
-        raise Failure(
-            f"{out} could not be written: {fault.strerror or fault}{where}. Nothing was changed.\n"
-            f"{'Free some space, or choose' if is_full else 'Choose'} another --out."
-        ) from fault
+        raise _not_written(out, fault) from fault
     result = {"out": str(out), "run": str(run.path), "data": finished.source} | report
     return result | ({"failed": failed} if failed else {})
+
+
+def _not_written(out: Path, fault: OSError) -> Failure:
+    is_full = fault.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f" ({fault.filename})" if fault.filename else ""
+    return Failure(
+        f"{out} could not be written: {fault.strerror or fault}{where}. Nothing was changed.\n"
+        f"{'Free some space, or choose' if is_full else 'Choose'} another --out."
+    )
 
 
 def check_out(out: Path, replace: bool) -> None:

@@ -126,13 +126,38 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
     Raises DamagedCheckpoint if it differs from what was written, UserError if a program version
     with another checkpoint format wrote it.
     """
+    state, progress, digest = _read_files(folder)
+    is_whole = state is not None
+    if progress["format"] != FORMAT and (is_whole or digest is None):  # format 1 had no digest
+        raise UserError(
+            f"{folder} is a checkpoint of format "
+            f"{visible(str(progress['format'])[:LONGEST_FORMAT])}; this program reads {FORMAT}.\n"
+            "Resume it with the version that wrote it, or choose another --out."
+        )
+    if state is None:
+        raise DamagedCheckpoint(
+            f"{folder} is damaged: its sha256 is not the one it was written with"
+        )
+    try:
+        run_json_schemas.check(run_json_schemas.Progress, progress)
+    except run_json_schemas.Invalid as fault:
+        raise DamagedCheckpoint(f"{folder} is damaged: its progress.json has {fault}") from None
+    return state, progress
+
+
+def _read_files(folder: Path) -> tuple[bytes | None, dict[str, Any], object]:
+    """Return (the tensors' bytes, progress without its sha256, that sha256) of a checkpoint.
+
+    The bytes are None if the sha256 is not theirs. Raises DamagedCheckpoint if a file cannot be
+    read.
+    """
     try:
         progress = run_json_schemas.parsed(run_json_schemas.content_of(folder / "progress.json"))
-        format_, digest = progress["format"], progress.pop("sha256", None)
+        _format, digest = progress["format"], progress.pop("sha256", None)
         with regular_file.open_regular(folder / "state.pt", LARGEST_STATE) as file:
             is_whole = digest == _digest_of_file(file, progress)
             file.seek(0)
-            state = file.read() if is_whole else b""
+            return (file.read() if is_whole else None), progress, digest
     except OSError as fault:
         raise DamagedCheckpoint(
             f"{folder} cannot be read: {fault.strerror} ({fault.filename})"
@@ -143,21 +168,6 @@ def read_verified(folder: Path) -> tuple[bytes, dict[str, Any]]:
         raise DamagedCheckpoint(
             f"{folder} is damaged: its progress.json is not what was written"
         ) from fault
-    if format_ != FORMAT and (is_whole or digest is None):  # format 1 had no digest
-        raise UserError(
-            f"{folder} is a checkpoint of format {visible(str(format_)[:LONGEST_FORMAT])}; this "
-            f"program reads {FORMAT}.\n"
-            "Resume it with the version that wrote it, or choose another --out."
-        )
-    if not is_whole:
-        raise DamagedCheckpoint(
-            f"{folder} is damaged: its sha256 is not the one it was written with"
-        )
-    try:
-        run_json_schemas.check(run_json_schemas.Progress, progress)
-    except run_json_schemas.Invalid as fault:
-        raise DamagedCheckpoint(f"{folder} is damaged: its progress.json has {fault}") from None
-    return state, progress
 
 
 def digest_of(state: bytes, progress: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ removes the table [mix.cutmix]. This module only checks that the files exist and
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +75,21 @@ class _RemovedTerm:
     removed_by: str
 
 
+@dataclass
+class _MergedFiles:
+    """The merged tables of a recipe's files, and what a composition needs to know of each file.
+
+    `layers`: the files of each part; `networks`: the network tables after each part, by its name.
+    """
+
+    parts: list[str]
+    values: Values = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    layers: list[list[Layer]] = field(default_factory=list)
+    networks: list[tuple[str, Values]] = field(default_factory=list)
+    removed: list[_RemovedTerm] = field(default_factory=list)
+
+
 def compose(spec: str, overrides: Sequence[str]) -> Composition:
     """Merge the files of `spec` (a name, a path ending in .toml, or a+b+c) and the overrides.
 
@@ -82,24 +97,12 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     each has a message in `faults` of the result.
     """
     faults: list[str] = []
-    values: Values = {}
-    origins: dict[str, str] = {}
-    parts = _parts(spec, Path())
-    networks, layers = list[tuple[str, Values]](), list[list[Layer]]()
-    removed = list[_RemovedTerm]()
-    size = RecipeFilesCount()
     try:
-        for part in parts:
-            layers.append(list(_layers(part, Path(), (), size, faults)))
-            earlier = {key: origins[key] for key in _loss_terms(values)}
-            for layer in layers[-1]:
-                _merge(values, origins, layer, "")
-            networks.append((_name_of(part), _networks(values)))
-            removed += _removed_terms(earlier, values, layers[-1])
+        merged = _merge_files(_parts(spec, Path()), faults)
     except TooLarge as fault:
-        values, origins, networks, removed = {}, {}, [], []
-        faults = [f"{shorten(spec)} {fault}"]
+        merged, faults = _MergedFiles(_parts(spec, Path())), [f"{shorten(spec)} {fault}"]
     has_all_files = not faults
+    values, origins, parts, layers = merged.values, merged.origins, merged.parts, merged.layers
     chosen = list(_override_layers(overrides, faults))
     faults += _conflicting_overrides(chosen)
     idle: list[str] = []
@@ -111,12 +114,29 @@ def compose(spec: str, overrides: Sequence[str]) -> Composition:
     faults = list(dict.fromkeys(faults))
     notes = [
         _removed_note(term, parts, layers)
-        for term in removed
+        for term in merged.removed
         if term.key not in _loss_terms(values)
     ]
     return Composition(
-        values, origins, name, frozenset(own), faults, has_all_files, networks, idle, notes
+        values, origins, name, frozenset(own), faults, has_all_files, merged.networks, idle, notes
     )
+
+
+def _merge_files(parts: list[str], faults: list[str]) -> _MergedFiles:
+    """Merge the files of each part of a+b+c and of its bases, in order.
+
+    Files that cannot be read add a fault. Raises TooLarge if there are too many of them.
+    """
+    merged, size = _MergedFiles(parts), RecipeFilesCount()
+    for part in parts:
+        layers = list(_layers(part, Path(), (), size, faults))
+        earlier = {key: merged.origins[key] for key in _loss_terms(merged.values)}
+        for layer in layers:
+            _merge(merged.values, merged.origins, layer, "")
+        merged.layers.append(layers)
+        merged.networks.append((_name_of(part), _networks(merged.values)))
+        merged.removed += _removed_terms(earlier, merged.values, layers)
+    return merged
 
 
 def _loss_terms(values: Values) -> list[str]:

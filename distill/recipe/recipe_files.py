@@ -91,6 +91,11 @@ def find_file(
     if not part:
         faults.append("a recipe's name is empty: type one before, between and behind each +")
         return None
+    return _find_shipped(part, ancestors, faults)
+
+
+def _find_shipped(part: str, ancestors: tuple[Path, ...], faults: list[str]) -> Path | None:
+    """Return the path of the file in recipes/ named `part`; else add a fault and return None."""
     paths = shipped_paths()
     hits = [path for path in paths if path.stem == part]
     if len(hits) == 1:

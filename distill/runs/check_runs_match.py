@@ -44,15 +44,7 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     if began_with.teacher and not (recipe.teacher and recipe.teacher.runs):
         recipe = recipe_variants.with_teacher(recipe, began_with.teacher.runs)
     recipe = recipe_variants.with_size_and_normalisation_of(recipe, began_with)
-    differing = {
-        line.split(":")[0]: line for line in compare_recipes.differences(began_with, recipe)
-    }
-    changed = [
-        line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}
-    ]
-    if not changed and "teacher.runs" in differing and folder.is_finished:
-        changed = _changed_teachers(folder, recipe)
-    if changed:
+    if changed := _changed_keys(folder, began_with, recipe):
         raise UserError(
             f"{folder.path} cannot be resumed: the recipe is not the one it began with:\n  "
             + "\n  ".join(changed)
@@ -61,6 +53,22 @@ def check_same(folder: RunFolder, recipe: Recipe) -> None:
     if folder.is_finished:
         check_recipe_of_result(folder)
         check_not_finished_early(folder)
+
+
+def _changed_keys(folder: RunFolder, began_with: Recipe, recipe: Recipe) -> list[str]:
+    """Return a line for each fingerprinted key that differs between the two recipes.
+
+    Folders of teachers may differ; for a finished run, their weights are compared.
+    """
+    differing = {
+        line.split(":")[0]: line for line in compare_recipes.differences(began_with, recipe)
+    }
+    changed = [
+        line for key, line in differing.items() if key not in {*NOT_FINGERPRINTED, "teacher.runs"}
+    ]
+    if not changed and "teacher.runs" in differing and folder.is_finished:
+        return _changed_teachers(folder, recipe)
+    return changed
 
 
 def check_not_finished_early(folder: RunFolder) -> None:

@@ -280,29 +280,41 @@ def _reasons_against(run: RunFolder, images: ImageSet, split: TrainValSplit) -> 
         return [f"teacher {run.path} has a damaged {run.result_file.name}: {reason}; {RETRAIN}"]
     if not weights.exists():
         return [f"teacher {run.path} has no {weights.name}; {RETRAIN}"]
+    if other_data := _other_data(run, teacher_classes, fingerprint, images):
+        return [other_data]
+    return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
+
+
+def _other_data(
+    run: RunFolder, teacher_classes: tuple[str, ...], fingerprint: str, images: ImageSet
+) -> str | None:
+    """Return how the data of a teacher's run differs from these images; None if it does not.
+
+    `teacher_classes`, `fingerprint`: the class names and the fingerprint of the run's images.
+    """
     classes = images.class_names
     if len(teacher_classes) != len(classes):
-        return [
+        return (
             f"teacher {run.path} has {counted(len(teacher_classes), 'class', 'classes')}, "
             f"the data has {len(classes)}; {RETRAIN}"
-        ]
+        )
     if teacher_classes != classes:
-        return [
+        return (
             f"teacher {run.path} was trained on other classes ({_names(teacher_classes)}) than "
             f"this data has ({_names(classes)}); {RETRAIN}"
-        ]
-    if fingerprint != images.fingerprint:
-        if (size := _image_size(run)) not in (None, images.size):
-            return [
-                f"teacher {run.path} has images of {size}x{size} pixels, and this run of "
-                f"{images.size}x{images.size}; type --set data.size={size}, or {RETRAIN}"
-            ]
-        return [
-            f"teacher {run.path} was trained on other images (fingerprint "
-            f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
-            f"whether it was trained on images that are held out here; {RETRAIN}"
-        ]
-    return [] if split.held_out is None else _held_out_overlap(run, images, split.held_out)
+        )
+    if fingerprint == images.fingerprint:
+        return None
+    if (size := _image_size(run)) not in (None, images.size):
+        return (
+            f"teacher {run.path} has images of {size}x{size} pixels, and this run of "
+            f"{images.size}x{images.size}; type --set data.size={size}, or {RETRAIN}"
+        )
+    return (
+        f"teacher {run.path} was trained on other images (fingerprint "
+        f"{fingerprint[:12]}, here {images.fingerprint[:12]}), so it is unknown "
+        f"whether it was trained on images that are held out here; {RETRAIN}"
+    )
 
 
 def _names(classes: Sequence[str]) -> str:

@@ -210,9 +210,7 @@ def plan(
     """
     course = None if rules is None else courses.rules_by_name(rules)
     n_images, n_classes, size, published = _describe_images(data)
-    every = [each.at_size(None if size == SIDE else size) for each in candidates()]
-    if measure_speed.is_on_cpu() and bf16_instructions() is None:
-        every = [each.in_default_precision for each in every]
+    every = _candidates(size)
     broken = {
         each.training.recipe_spec: clauses
         for each in every
@@ -240,6 +238,14 @@ def plan(
         "broken_rules": broken,
         "measured_s": time.monotonic() - began_at,
     }
+
+
+def _candidates(size: int) -> list[Candidate]:
+    """Return the recipes on images of `size` pixels a side, in a precision that is fast here."""
+    every = [each.at_size(None if size == SIDE else size) for each in candidates()]
+    if measure_speed.is_on_cpu() and bf16_instructions() is None:
+        return [each.in_default_precision for each in every]
+    return every
 
 
 def _describe_images(data: str | None) -> tuple[int, int, int, str | None]:

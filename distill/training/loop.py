@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from accelerate.utils import broadcast
@@ -157,23 +158,21 @@ def _steps(state: TrainState) -> Generator[Step | Estimate, None, dict[str, floa
 
     Returns the metric `images_per_s` if no Step of the epoch has it, else nothing.
     """
-    logged_at, n_images = time.monotonic(), 0
+    speed = _SpeedMeter()
     state.model_ddp.train()
     state.first_steps.restart()
     for k in range(state.step, state.end_of_epoch):
         losses = step(state, k)
         state.epoch_losses.add(losses)
         state.log_losses.add(losses)
-        state.step, n_images = k + 1, n_images + state.loader.images_in(k)
+        speed.n_images += state.loader.images_in(k)
+        state.step = k + 1
         if state.step % state.settings.log_every == 0:
             state.divergence.raise_if_diverged()
             metrics = _as_metrics(state.log_losses.read(state.accelerator))
-            metrics |= {
-                LR: state.lr(k) * state.lr_factor,
-                IMAGES_PER_S: n_images / (time.monotonic() - logged_at),
-            }
+            metrics |= {LR: state.lr(k) * state.lr_factor} | speed.metrics()
             yield Step(state.step, state.epoch, metrics)
-            logged_at, n_images = time.monotonic(), 0
+            speed = _SpeedMeter()
         if state.progress is not None:
             state.progress(TRAINING_STEPS, state.step, state.total_steps)
         if state.first_steps.count_step(state.accelerator.device):
@@ -186,11 +185,19 @@ def _steps(state: TrainState) -> Generator[Step | Estimate, None, dict[str, floa
     state.divergence.raise_if_diverged()
     begin, every = state.epoch * state.loader.steps_per_epoch, state.settings.log_every
     is_logged = state.step // every > begin // every
-    return (
-        {}
-        if is_logged or not n_images
-        else {IMAGES_PER_S: n_images / (time.monotonic() - logged_at)}
-    )
+    return {} if is_logged or not speed.n_images else speed.metrics()
+
+
+@dataclass
+class _SpeedMeter:
+    """Counts the images of the steps since its construction."""
+
+    n_images: int = 0
+    began_at: float = field(default_factory=time.monotonic)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the images per second, under the name of the metric."""
+        return {IMAGES_PER_S: self.n_images / (time.monotonic() - self.began_at)}
 
 
 def _request(state: TrainState) -> Request:

@@ -82,20 +82,7 @@ def decode(
             warnings.catch_warnings(action="ignore"),  # Pillow warns of each damaged EXIF entry
             Image.open(io.BytesIO(content), formats=FORMATS) as image,
         ):
-            if image.format == "JPEG" and content.count(SCAN) > MOST_SCANS:
-                raise UnusablePicture(f"has more than {MOST_SCANS} scans: save it again")
-            if getattr(image, "n_frames", 1) > 1:
-                raise UnusablePicture("is an animation, not one picture")
-            width, height = image.size
-            if fault := size_fault(width, height):
-                raise UnusablePicture(fault)
-            if width * height > max(FREE_PIXELS, MOST_PER_BYTE * len(content)):
-                raise UnusablePicture(
-                    f"{width}x{height} pixels in {len(content):,} bytes: it is almost empty, and "
-                    "decoding it takes long; make it smaller"
-                )
-            if side is not None and image.size != (side, side):
-                raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
+            _check_before_decoding(image, content, side)
             return as_rgb(ImageOps.exif_transpose(image))
     except UnusablePicture:
         raise
@@ -103,6 +90,24 @@ def decode(
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = "its format is unknown" if is_unknown else str(error) or "damaged"
         raise ValueError(f"unreadable ({reason})") from error
+
+
+def _check_before_decoding(image: Image.Image, content: bytes, side: int | None) -> None:
+    """Raise UnusablePicture if the header tells that the picture must not be decoded."""
+    if image.format == "JPEG" and content.count(SCAN) > MOST_SCANS:
+        raise UnusablePicture(f"has more than {MOST_SCANS} scans: save it again")
+    if getattr(image, "n_frames", 1) > 1:
+        raise UnusablePicture("is an animation, not one picture")
+    width, height = image.size
+    if fault := size_fault(width, height):
+        raise UnusablePicture(fault)
+    if width * height > max(FREE_PIXELS, MOST_PER_BYTE * len(content)):
+        raise UnusablePicture(
+            f"{width}x{height} pixels in {len(content):,} bytes: it is almost empty, and "
+            "decoding it takes long; make it smaller"
+        )
+    if side is not None and image.size != (side, side):
+        raise UnusablePicture(f"{width}x{height} pixels, not {side}x{side}")
 
 
 def content(path: Path) -> bytes:
