@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.events import VALIDATED, measure_name
+from distill.files import redact_urls
 from distill.format import (
     UNKNOWN,
     bracketed,
@@ -61,6 +62,7 @@ def page(records: Sequence[RunRecord]) -> Page:
             Section("On the test split", list(_test_results(run_groups))),
             Section("Learning", overlay_curves(run_groups)),
             Section("Between the groups", list(_group_differences(run_groups))),
+            Section("What was trained", [_trainings(run_groups)]),
             Section("Every run", [_runs(run_groups)]),
             Section("What differs", list(_differences(run_groups))),
         ],
@@ -224,6 +226,33 @@ def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
         "probability of a difference at least as large if there is none, without correction for "
         "multiple comparisons: one in twenty is below 0.05 by chance. McNemar's test compares two "
         "networks, not their recipes."
+    )
+
+
+def _trainings(run_groups: Sequence[Group]) -> Table:
+    """Return a row per group: what was trained, on which images, and with what."""
+    columns = tuple(
+        Column(name, is_number=False)
+        for name in ("group", "recipe", "network", "teacher", "data", "epochs", "device", "torch")
+    )
+    return Table(ValueTable("trainings", "", columns, [_training(group) for group in run_groups]))
+
+
+def _training(group: Group) -> tuple[str | None, ...]:
+    """Return the row of a group in the table of trainings; None for what is unknown."""
+    run = group.records[0]
+    data = run.result.get("data", {})
+    images = f" ({grouped(data['train_images'])} images)" if "train_images" in data else ""
+    teachers = sorted({" + ".join(record.teachers) for record in group.records})
+    return (
+        group.name,
+        run.requested_recipe,
+        run.network,
+        ", ".join(filter(None, teachers)) or ("none" if run.role != "teacher" else "–"),
+        f"{redact_urls.hide_secrets(data.get('source', run.recipe.data.source))}{images}",
+        None if run.start is None else grouped(run.start.epochs),
+        run.device,
+        run.environment.get("packages", {}).get("torch"),
     )
 
 

@@ -67,6 +67,20 @@ def test_every_run_has_line_with_its_own_interval() -> None:
     assert rows[0][7] == "[58.40, 91.93] %"  # Wilson's of 16 in 20
 
 
+def test_groups_list_recipe_network_teacher_and_data() -> None:
+    teacher = {**KD[0].result["teacher"], "runs": ["runs/big"]}
+    taught = replace(
+        KD[0],
+        result={**KD[0].result, "teacher": teacher},
+        environment={"packages": {"torch": "2.9.0"}},
+    )
+    data = "synthetic (45 images)"
+    assert grids([taught, *LONE])["trainings"] == [
+        ["kd-0", "tiny", "ResNet [1, 1] 4-8", "big", data, "5", "cpu", "2.9.0"],
+        ["alone", "tiny", "ResNet [1, 1] 4-8", "none", data, "5", "cpu", "–"],
+    ]
+
+
 def test_differences_are_listed_key_by_key() -> None:
     rows = dict(grids([*KD, *LONE])["differences_1"])
     assert rows["loss.hard.weight"] == "0.1 → 1.0"
