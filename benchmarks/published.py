@@ -12,8 +12,8 @@ for each seed the student with the method and the control, the student with the 
 Each sets `train.seed` and `data.seed`. Cells in one folder share teachers and controls. A finished
 run is not repeated and an interrupted one is resumed. `--workers` runs are trained at a time, with
 one thread each. The same command may be typed several times at once, also on hosts that share the
-folder: no run is trained twice. Type it again after an interruption. `--dry-run` checks the recipes
-and prints the commands.
+folder: no run is trained twice. Type it again after an interruption. `--dry-run` checks the
+recipes, prints the commands, and times a few steps of each to estimate the time of all.
 
 `--epochs` shortens the training: the milestones keep their share of it, rounded to whole epochs
 (`published_cells.length`), and the result is not a reproduction. Neither is one on other images
@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import published_cells
+from benchmarks import published_cells, published_time
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from benchmarks.methods import ROOT
 from benchmarks.published_cells import Cell
@@ -434,7 +434,9 @@ def arguments_of(words: Sequence[str] | None) -> tuple[argparse.ArgumentParser, 
         help="keys of the recipes of all runs",
     )  # fmt: skip
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the commands and the published accuracy only"
+        "--dry-run",
+        action="store_true",
+        help="print the commands, the published accuracy and the estimated time only",
     )
     given = parser.parse_args(words)
     given.seeds = seeds(given.seeds)
@@ -460,6 +462,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if given.dry_run:
             print("\n".join(shlex.join(["python", *run.typed[1:]]) for run in planned.runs))
             print(published_text(planned.cell), file=sys.stderr)
+            print(published_time.estimate_text(planned), file=sys.stderr)
             return
         check_before(planned, given)
         content = None

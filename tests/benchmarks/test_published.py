@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import methods, published, published_cells, published_runs
+from benchmarks import methods, published, published_cells, published_runs, published_time
 from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
 from benchmarks.published_runs import Plan
@@ -150,13 +151,21 @@ def test_every_option_has_a_help_text() -> None:
     assert [each.dest for each in parser._actions if not each.help] == []
 
 
-def test_dry_run_prints_the_commands(tmp_path: Path, capsys) -> None:
+@pytest.mark.slow
+def test_dry_run_prints_commands_and_time(tmp_path: Path, capsys) -> None:
     words = ["--cell", "resnet56/resnet20/at", "--seeds", "3", "4", "--out", str(tmp_path)]
     published.main([*words, "--dry-run"])
     printed = capsys.readouterr()
-    assert printed.err == (
+    source, estimate = printed.err.splitlines()
+    assert source == (
         "published: 70.55 % for resnet56/resnet20/at (HobbitLong/RepDistiller, README.md), 69.06 % "
-        "for the student alone, 72.34 % for the teacher\n"
+        "for the student alone, 72.34 % for the teacher"
+    )
+    assert re.fullmatch(
+        r"estimated time here \(cpu, 1 thread a run\): .* of training in all; 1 run of the teacher "
+        r"of about .*, 2 runs of the student with the method of about .*, 2 runs of the student "
+        r"alone of about .*",
+        estimate,
     )
     lines = printed.out.splitlines()
     assert [line.split()[2] for line in lines] == ["train-teacher", *["distill"] * 4]
@@ -168,7 +177,8 @@ def test_dry_run_prints_the_commands(tmp_path: Path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_of_the_method_are_not_the_controls(tmp_path: Path, capsys) -> None:
+def test_keys_of_the_method_are_not_the_controls(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(published_time, "estimate_text", lambda planned: "")  # takes ten seconds
     words = ["--cell", "resnet56/resnet20/kd", "--seeds", "1", "--out", str(tmp_path), "--dry-run"]
     words += ["--set", "loss.kd.temperature=2", "cache={}", "--set", "train.precision=bf16"]
     published.main(words)
