@@ -7,7 +7,7 @@ on request. A folder that contains any other or a changed file is never replaced
 import errno
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from distill.files.escape_text import is_utf8
 from distill.format import p_equation, percent, percent_number
 from distill.metrics import is_correct, is_same_prediction
 from distill.runs.run_folder import (
-    LARGEST_FILE,
     RunFolder,
     check_outside_runs,
     file_sha256,
@@ -36,6 +35,7 @@ from distill.runs.run_folder import (
 from distill.statistics import count_pairs
 
 REPORT = "export.json"
+LARGEST_EXPORT = 8 << 30  # bytes of all files; those of 100 million parameters take 2 GiB
 # Largest allowed |Δlogit|, relative to the largest |logit| or 1. Float32 sums in another order
 # differ by 1e-5 (measured: 9e-6 on a WRN-16-2); another network differs by far more.
 TOLERANCE = 1e-4
@@ -112,9 +112,9 @@ def check_out(out: Path, replace: bool) -> None:
         raise UserError(f"{out} is a file, and an export is a folder.\nChoose another --out.")
     existing = {path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
     earlier = _earlier_files(out)
-    foreign = sorted(
-        path.relative_to(out).as_posix() for path in existing if not _is_of_export(path, earlier)
-    )
+    other = {path for path in existing if not _may_be_of_export(path, earlier)}
+    other |= _changed(existing - other, earlier)
+    foreign = sorted(path.relative_to(out).as_posix() for path in other)
     if foreign:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         raise UserError(
@@ -146,23 +146,31 @@ def _earlier_files(out: Path) -> dict[Path, tuple[int, str]]:
     return files | {out / REPORT: (0, "")}
 
 
-def _is_of_export(path: Path, earlier: dict[Path, tuple[int, str]]) -> bool:
-    """Whether a path is an unchanged file of the earlier export, or Python's cache of its .py file.
+def _may_be_of_export(path: Path, earlier: dict[Path, tuple[int, str]]) -> bool:
+    """Whether a path has the size of a file of the earlier export, or is Python's cache of its .py
+    file.
 
-    `earlier`: the paths, sizes and sha256 that export.json names. The sha256 is compared because
-    the user or another program may have written that export.json; sizes are compared and limited
-    first, because a sparse file can be of any size.
+    `earlier`: the paths, sizes and sha256 that export.json names.
     """
     if path.is_symlink() or not path.is_file():
         return False
-    if path.name == REPORT and path in earlier:
-        return True
     if path in earlier:
         n_bytes, sha256 = earlier[path]
-        is_same_size = path.stat().st_size == n_bytes <= LARGEST_FILE
-        return is_same_size and file_sha256(path) == sha256
+        return not sha256 or path.stat().st_size == n_bytes
     source = path.parent.parent / f"{path.name.partition('.')[0]}.py"
     return path.parent.name == "__pycache__" and path.suffix == ".pyc" and source in earlier
+
+
+def _changed(paths: Collection[Path], earlier: dict[Path, tuple[int, str]]) -> set[Path]:
+    """Return the files of the earlier export whose sha256 is another than export.json names.
+
+    They are compared because the user or another program may have written that export.json. Files
+    larger than any export are returned without reading them: a sparse file can be of any size.
+    """
+    named = {path for path in paths if path in earlier and earlier[path][1]}
+    if sum(path.stat().st_size for path in named) > LARGEST_EXPORT:
+        return named
+    return {path for path in named if file_sha256(path) != earlier[path][1]}
 
 
 def _write_formats(

@@ -885,14 +885,19 @@ def test_replace_deletes_only_unchanged_files_of_an_export(student, tmp_path):
     assert (out / "notes.txt").read_text() == (out / "config.json").read_text() == "mine"
 
 
-@pytest.mark.parametrize("n_bytes", [8, 2**43])
-def test_sparse_file_in_export_is_not_hashed(n_bytes, tmp_path):
-    """Its export.json, which another program wrote, may have the right size."""
-    facts = {"model.onnx": {"bytes": n_bytes, "sha256": "0" * 64}}
+@pytest.mark.parametrize(
+    ("n_files", "size", "n_bytes"), [(1, 2**43, 8), (1, 2**43, 2**43), (9, 2**30, 2**30)]
+)
+def test_sparse_files_in_export_are_not_hashed(n_files, size, n_bytes, tmp_path, monkeypatch):
+    """Its export.json, which another program wrote, may have the right sizes."""
+    names = [f"model{k}.onnx" for k in range(n_files)]
+    facts = {name: {"bytes": n_bytes, "sha256": "0" * 64} for name in names}
     (tmp_path / "export.json").write_text(json.dumps({"formats": {"onnx": {"files": facts}}}))
-    with (tmp_path / "model.onnx").open("wb") as file:
-        file.truncate(2**43)
-    with pytest.raises(UserError, match=r"files that no export wrote: model\.onnx"):
+    for name in names:
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    monkeypatch.setattr(export, "file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    with pytest.raises(UserError, match=r"files that no export wrote: model0\.onnx"):
         export.check_out(tmp_path, replace=True)
 
 
