@@ -9,29 +9,33 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Figures are written to files; a backend that the user chose for windows may not be installed.
+ENVIRONMENT = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
+
 
 @contextlib.contextmanager
-def _without_settings_files() -> Iterator[None]:
-    """Inside this context, matplotlib finds no `matplotlibrc` in the working folder, and an empty
-    one instead of the user's.
+def _without_own_settings() -> Iterator[None]:
+    """Inside this context, matplotlib finds no `matplotlibrc` in the working folder, an empty one
+    instead of the user's, and the backend for files.
 
     Meanwhile the process's working folder is the folder of this package. It stays as it is if it
     was deleted.
     """
-    before = os.environ.get("MATPLOTLIBRC")
-    os.environ["MATPLOTLIBRC"] = os.devnull
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):
                 stack.enter_context(contextlib.chdir(Path(__file__).parent))
             yield
     finally:
-        del os.environ["MATPLOTLIBRC"]
-        if before is not None:
-            os.environ["MATPLOTLIBRC"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
-with _without_settings_files():
+with _without_own_settings():
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection

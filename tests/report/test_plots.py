@@ -133,20 +133,22 @@ def test_seeds_are_points_and_their_mean_a_bar() -> None:
 
 
 @pytest.mark.long
-def test_settings_files_of_matplotlib_are_not_read(tmp_path: Path) -> None:
-    """One in the working folder may be a pipe; the user's own may run LaTeX."""
+def test_own_settings_of_matplotlib_are_not_read(tmp_path: Path) -> None:
+    """A file in the working folder may be a pipe; the user's own may run LaTeX."""
     os.mkfifo(tmp_path / "matplotlibrc")
     (tmp_path / "own").write_text("text.usetex: True")
     code = (
         "import os; from distill.report.matplotlib_defaults import matplotlib as m; "
-        "print(m.rcParams['text.usetex'], os.getcwd(), os.environ['MATPLOTLIBRC'])"
+        "print(m.rcParams['text.usetex'], os.getcwd(), "
+        "*map(os.environ.get, ('MATPLOTLIBRC', 'MPLBACKEND')))"
     )
-    paths = {"MATPLOTLIBRC": str(tmp_path / "own"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    own = {"MATPLOTLIBRC": str(tmp_path / "own"), "MPLBACKEND": "nonsense"}
+    own["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | paths, cwd=tmp_path, timeout=60,
+        [sys.executable, "-c", code], env=os.environ | own, cwd=tmp_path, timeout=60,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout == f"False {tmp_path} {tmp_path / 'own'}\n"
+    assert done.stdout == f"False {tmp_path} {tmp_path / 'own'} nonsense\n"
 
 
 def test_no_global_state_is_left() -> None:
