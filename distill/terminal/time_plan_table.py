@@ -29,13 +29,14 @@ def plan_blocks(planned: Mapping[str, Any]) -> list[RenderableType]:
     far_minutes = FAR * planned["minutes"]
     near = [row for row in others if row["minutes"] < far_minutes]
     far = [row for row in others if row["minutes"] >= far_minutes]
+    accuracy = "accuracy" if planned["published"] == "cifar10" else "accuracy on\nCIFAR-10"
     blocks: list[RenderableType] = [Text(line) for line in _head(planned, len(fitting))]
     if fitting:
-        blocks += [Text(), _recipes_that_fit(fitting), *_commands(fitting[0])]
+        blocks += [Text(), _recipes_that_fit(fitting, accuracy), *_commands(fitting[0])]
     if planned["fills_minutes"] is not None:
         blocks += [Text(), *_command_that_fills(planned["fills_minutes"], planned["minutes"])]
     if near:
-        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(near)]
+        blocks += [Text(), Text("These do not fit:", "bold"), _slower_recipes(near, accuracy)]
     if far:
         blocks += [Text(), *_much_slower_recipes(far)]
     return [*blocks, Text(), *(Text(note, "dim") for note in _notes(planned))]
@@ -56,11 +57,11 @@ def _head(planned: Mapping[str, Any], n_fitting: int) -> list[str]:
     ]
 
 
-def _recipes_that_fit(rows: Sequence[Row]) -> Table:
+def _recipes_that_fit(rows: Sequence[Row], accuracy: str) -> Table:
     table = blank_table()
     table.add_column("recipe", no_wrap=True)
     table.add_column("network, parameters", overflow="fold")
-    for heading in ("accuracy", "teacher", "student", "together"):
+    for heading in (accuracy, "teacher", "student", "together"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         teacher, own = row["teacher"], row["training"]
@@ -91,13 +92,13 @@ def _command_that_fills(proposed: Mapping[str, Any], minutes: float) -> list[Tex
     ]
 
 
-def _slower_recipes(rows: Sequence[Row]) -> Table:
+def _slower_recipes(rows: Sequence[Row], accuracy: str) -> Table:
     """Show the recipes that do not fit; those with the same network and time share a row."""
     table = blank_table()
     table.add_column("recipe", no_wrap=True)
     width = max(20, *(1 + len(row["recipe"]) for row in rows))  # the longest name and a comma
     table.add_column("network", overflow="fold")
-    for heading in ("accuracy", "together"):
+    for heading in (accuracy, "together"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _, group in groupby(rows, key=_grouping_key):
         alike = list(group)

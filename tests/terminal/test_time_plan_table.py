@@ -84,6 +84,12 @@ def test_row_shows_accuracy_and_times() -> None:
     assert "not measured" in new and "%" not in new
 
 
+def test_accuracies_on_other_images_are_named() -> None:
+    rows = (DISTILLED, row("slow", 200.0, fits=False))
+    assert "CIFAR-10 " not in shown(planned(*rows))
+    assert shown(planned(*rows, published="cifar100", data="cifar100")).count("CIFAR-10 ") == 2
+
+
 def test_commands_are_whole_lines() -> None:
     text = shown(planned(DISTILLED, row("kd_cutmix+two_cores", 5.0)))
     assert f"  {LONG}\n" in text
