@@ -42,6 +42,8 @@ from distill.cli.stdout_and_stderr import (
 )
 from distill.cli.train_commands import resolve, train
 from distill.errors import Failure, UserError
+from distill.runs.commands_to_repeat import advice_on_unfinished
+from distill.runs.run_folder import NotFinished
 
 VERSION = "0.1.0"
 
@@ -146,7 +148,7 @@ def main() -> None:
             with flush_stdout():
                 app()
         except (UserError, Failure) as fault:
-            print_failure(fault)
+            print_failure(message_of(fault))
             sys.exit(2 if isinstance(fault, UserError) else 1)
         except (OSError, MemoryError) as fault:
             message = limit_text(fault)
@@ -161,6 +163,13 @@ def main() -> None:
                 raise
             print_lost_process(LOST)
             sys.exit(1)
+
+
+def message_of(fault: UserError | Failure) -> str:
+    """Return an error's message; that of an unfinished run with the commands to continue it."""
+    if isinstance(fault, NotFinished):
+        return f"{fault.found}\n{advice_on_unfinished(fault.run)}"
+    return str(fault)
 
 
 if __name__ == "__main__":

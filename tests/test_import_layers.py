@@ -5,9 +5,10 @@ Torch-free, because it parses and never imports. Lazy imports, imports under `TY
 """
 
 import ast
+import graphlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,41 +18,42 @@ REPO = Path(__file__).parents[1]
 OURS = ("distill", "networks", "teachers", "students", "cli")
 PACKAGES = ("files", "runs")  # their modules belong to several layers
 
-TERMS = (  # plain values: no recipe, no tensors
+LEAVES = ("distill.events", "distill.files.escape_text", "distill.files.regular_file")
+VALUES = (  # plain values: no recipe, no tensors
     "distill.errors",
-    "distill.events",
     "distill.format",
     "distill.check_installation",
-    "distill.files.regular_file",
     "distill.files.run_json_schemas",
-    "distill.files.escape_text",
     "distill.files.redact_urls",
     "distill.files.pickle_machine",
-    "distill.runs.lock",
-    "distill.runs.run_folder",
-    "distill.runs.check_runs_match",
-    "distill.runs.check_result",
-    "distill.runs.commands_to_repeat",
-    "distill.runs.journal",
     "students.design",
     "students.feature_map_sizes",
     "teachers.wrn_cost",
     "networks.network_catalogue",
 )
 RECIPE = ("distill.recipe",)
+RUN_FILES = (
+    "distill.runs.lock",
+    "distill.runs.run_folder",
+    "distill.runs.check_runs_match",
+    "distill.runs.check_result",
+    "distill.runs.commands_to_repeat",
+    "distill.runs.journal",
+)
+TERMS = (*LEAVES, *VALUES, *RUN_FILES)
 WORDS = (*TERMS, *RECIPE)
 CLI = ("cli", "distill.cli")
 FILES = ("distill.files.untrusted_arrays", "distill.files.tar_archives")
 STATISTICS = ("distill.statistics", "distill.metrics", "distill.runs.read_predictions")
 PARTS = ("networks", "teachers", "students", "distill.data", "distill.losses")
-ENGINE = (
+ENGINE = (  # each may import those before it
     "distill.models",
     "distill.components",
     "distill.teacher",
-    "distill.training",
     "distill.evaluation",
+    "distill.training",
 )
-RUNS = ("distill.runs", "distill.terminal", "distill.report")
+RUNS = ("distill.runs", "distill.terminal", "distill.report")  # so may these
 MATPLOTLIB = "distill.report.matplotlib_defaults"
 TENSORS = ("torch", "torchvision", "timm", "einops", "numpy", "PIL")
 DISPLAY = ("rich", "jinja2", "numpy")
@@ -70,7 +72,10 @@ TABLE = (
     # 0 recipes, run folders, files
     Layer(tuple(f"distill.{name}.__init__" for name in PACKAGES)),
     Layer(("distill.__init__",), ("distill.api",)),  # inside a function
-    Layer(WORDS, others=("pydantic", "pydantic_core", "tomli_w", "filelock")),
+    *(Layer((module,)) for module in LEAVES),
+    Layer(VALUES, LEAVES, ("pydantic", "pydantic_core")),
+    Layer(RECIPE, (*LEAVES, *VALUES), ("pydantic", "pydantic_core", "tomli_w")),
+    Layer(RUN_FILES, (*LEAVES, *VALUES, *RECIPE), ("pydantic", "filelock")),
     Layer(FILES, TERMS, ("numpy",)),
     Layer(STATISTICS, (*TERMS, *FILES), ("numpy", "scipy")),
     # 1 parts: plain values only, so no recipe
@@ -80,13 +85,19 @@ TABLE = (
     Layer(("distill.data",), (*TERMS, *FILES), (*TENSORS, "filelock")),
     Layer(("distill.losses",), TERMS, TENSORS),
     # 2 training and evaluation
-    Layer(
-        ENGINE,
-        (*WORDS, *PARTS, *STATISTICS),
-        ("torch", "timm", "einops", "numpy", "safetensors", "accelerate"),
+    *(
+        Layer(
+            (package,),
+            (*WORDS, *PARTS, *STATISTICS, *ENGINE[:k]),
+            ("torch", "timm", "einops", "numpy", "safetensors", "accelerate"),
+        )
+        for k, package in enumerate(ENGINE)
     ),
     # 3 what people see · exports · sweeps
-    Layer(RUNS, (*WORDS, *STATISTICS, MATPLOTLIB), (*DISPLAY, "pydantic")),
+    *(
+        Layer((package,), (*WORDS, *STATISTICS, MATPLOTLIB, *RUNS[:k]), (*DISPLAY, "pydantic"))
+        for k, package in enumerate(RUNS)
+    ),
     Layer((MATPLOTLIB,), others=("matplotlib",)),
     Layer(("distill.runs.trackers",), (*WORDS, *RUNS), (*DISPLAY, "accelerate.tracking")),
     Layer(
@@ -117,6 +128,32 @@ def test_imports_point_downward() -> None:
     assert {"distill/events.py", "students/__init__.py", "teachers/__init__.py"} <= names
     print(f"{len(paths)} files read")
     assert [fault for path in paths for fault in faults(path.relative_to(REPO))] == []
+
+
+@pytest.mark.long
+def test_no_modules_import_each_other() -> None:
+    paths = {module_of(path): path for name in OURS for path in sources(name)}
+    graph = {module: imported(path.read_text(), module, paths) for module, path in paths.items()}
+    assert graph["distill.runs.run_folder"] >= {"distill.runs.lock", "distill.errors"}
+    del graph["distill"]  # the Python interface is imported at its first use
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_circle_through_a_lazy_import_is_found() -> None:
+    sources = {"a.b": "import a.c", "a.c": "def f():\n    from a.b import name"}
+    graph = {module: imported(source, module, sources) for module, source in sources.items()}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph).prepare()
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(source: str, module: str, modules: Collection[str]) -> set[str]:
+    """Those of `modules` that the source of one imports; `from a import b` is module a or a.b."""
+    targets = {target for _, target in imports(ast.parse(source), module)}
+    return {name for t in targets for name in (t, t.rpartition(".")[0]) if name in modules}
 
 
 def sources(root: str) -> list[Path]:
@@ -241,6 +278,12 @@ def called(node: ast.Call) -> str:
             "distill.cli.stdout_and_stderr",
         ),
         ("distill/utils.py", "", "distill.utils is in no layer"),
+        ("distill/models/a.py", "from distill.training import run", "distill.training.run"),
+        ("distill/components/a.py", "from distill.teacher import teacher", "distill.teacher"),
+        ("distill/runs/a.py", "from distill.report import page", "distill.report.page"),
+        ("distill/errors.py", "from distill.recipe import schema", "distill.recipe.schema"),
+        ("distill/recipe/a.py", "from distill.runs import journal", "distill.runs.journal"),
+        ("students/design.py", "from distill.recipe import schema", "distill.recipe.schema"),
     ],
 )
 def test_wrong_import_is_named_with_file_and_line(path: str, source: str, fault: str) -> None:

@@ -29,7 +29,7 @@ from uuid import uuid4
 
 from distill.errors import UserError
 from distill.files import regular_file, run_json_schemas
-from distill.files.escape_text import is_utf8
+from distill.files.escape_text import is_utf8, shell_word
 from distill.format import counted
 from distill.runs import lock
 
@@ -122,16 +122,11 @@ class RunFolder:
     def result(self) -> dict[str, Any]:
         """Return the content of a finished run's result.json.
 
-        Raises UserError if the run is not finished or the file is damaged. Reading a missing key of
-        the dict raises UserError too.
+        Raises NotFinished, or UserError if the file is damaged. Reading a missing key of the dict
+        raises UserError too.
         """
         if not self.is_finished:
-            from distill.runs.commands_to_repeat import advice_on_unfinished  # imports this module
-
-            raise UserError(
-                f"run {self.path} is not finished: it has no {self.result_file.name}.\n"
-                f"{advice_on_unfinished(self)}"
-            )
+            raise NotFinished(self)
         return run_json_schemas.result(self.result_file)
 
     def check_result(self) -> None:
@@ -140,6 +135,22 @@ class RunFolder:
         for key in ("role", "class_names", "metrics", "weights", "finished_at"):
             result[key]
         result["data"]["fingerprint"]
+
+
+class NotFinished(UserError):
+    """The run has no result.json. The command line replaces `advice` by the run's own commands.
+
+    `found`: the first line of the message; `advice`: the second.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.found = f"run {run.path} is not finished: it has no {run.result_file.name}."
+        self.advice = (
+            "Continue it with --resume, or end it with its best weights so far: "
+            f"python cli.py finish {shell_word(str(run.path))}"
+        )
+        super().__init__(f"{self.found}\n{self.advice}")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -9,12 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from distill.errors import UserError
 from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.runs import lock
 from distill.runs.commands_to_repeat import training_commands, with_names, without_command
-from distill.runs.run_folder import RunFolder, write_json, write_text
+from distill.runs.run_folder import NotFinished, RunFolder, write_json, write_text
 from tests.make_runs import train
 
 RUN = RunFolder(Path("runs/x"))
@@ -157,9 +156,9 @@ def unfinished(path: Path, *typed: str, has_checkpoint: bool = True) -> RunFolde
 
 
 def refusal(folder: RunFolder) -> list[str]:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(NotFinished) as caught:
         folder.result()
-    return str(caught.value).splitlines()
+    return cli.message_of(caught.value).splitlines()
 
 
 def test_unfinished_run_names_both_commands(tmp_path: Path) -> None:
