@@ -57,7 +57,7 @@ bench: $(STAMP)  ## where the time of one step goes, stage by stage
 	$(BIN)/python -m benchmarks.stages
 
 docs: $(STAMP)  ## the generated parts of the documents, the schema of recipes; with RUN=a finished run also its picture
-	$(BIN)/python -m docs.build $(if $(RUN),--run $(RUN))
+	$(BIN)/python -m docs.generate $(if $(RUN),--run $(RUN))
 
 site: $(STAMP)  ## the documents as a website in site/; python -m http.server -d site shows it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -148,7 +148,7 @@ def main() -> None:
             with flush_stdout():
                 app()
         except (UserError, Failure) as fault:
-            print_failure(message_of(fault))
+            print_failure(with_advice(fault))
             sys.exit(2 if isinstance(fault, UserError) else 1)
         except (OSError, MemoryError) as fault:
             message = limit_text(fault)
@@ -165,11 +165,11 @@ def main() -> None:
             sys.exit(1)
 
 
-def message_of(fault: UserError | Failure) -> str:
-    """Return an error's message; that of an unfinished run with the commands to continue it."""
+def with_advice(fault: UserError | Failure) -> UserError | Failure:
+    """Return an error; that of an unfinished run with the commands that continue it."""
     if isinstance(fault, NotFinished):
-        return f"{fault.found}\n{advice_on_unfinished(fault.run)}"
-    return str(fault)
+        return UserError(f"{fault.found}\n{advice_on_unfinished(fault.run)}")
+    return fault
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def _best_on_test(path: Path) -> dict[str, Any] | None:
 def difference(
     students: dict[int, RunFolder], controls: dict[int, RunFolder]
 ) -> dict[str, Any] | None:
-    """Return the differences of last-epoch accuracies, of the seeds of which both are finished."""
+    """Return the differences of last-epoch accuracies, for seeds whose two runs are finished."""
     values = [top1(run) - top1(controls[s]) for s, run in students.items() if s in controls]
     return summary(values) if values else None
 

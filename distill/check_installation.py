@@ -1,6 +1,6 @@
 """Check Python and the installed libraries without importing them.
 
-A wrong pair of torch and torchvision cannot be imported, so that this module imports neither.
+A wrong pair of torch and torchvision cannot be imported, so this module imports neither.
 """
 
 import platform

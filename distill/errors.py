@@ -54,7 +54,7 @@ def data_error(source: str, faults: Sequence[str], advice: str) -> UserError:
 def collect_faults(faults: list[str]) -> Iterator[None]:
     """Append the message of a UserError to `faults` instead of raising it.
 
-    So that one command can report the faults of several independent checks at once.
+    This lets one command report the faults of several independent checks at once.
     """
     try:
         yield

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from distill.recipe.loss_schema import Losses
-from docs import methods as page
+from docs import methods_table as page
 
 pytestmark = pytest.mark.long
 
 
 def test_page_has_the_costs_of_every_term() -> None:
     """Parameters, memory, paper and test of every term; only the times are this machine's."""
-    assert page.stale(page.PAGE.read_text()) == [], "stale; type: python -m docs.methods"
+    assert page.stale(page.PAGE.read_text()) == [], "stale; type: python -m docs.methods_table"
     rows = page._cells(page.PAGE.read_text())
     assert len(rows) == len(Losses.model_fields)
     assert all(float(row[5]) > 0 and row[6].endswith("%") for row in rows)

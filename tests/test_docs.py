@@ -17,7 +17,7 @@ from distill.recipe.count_parameters import count_networks
 from distill.recipe.schema import Student
 from distill.runs.journal import Journal
 from distill.runs.run_folder import write_json
-from docs import build
+from docs import generate
 from docs.recipe_keys import key_tables
 
 REPO = Path(__file__).parents[1]
@@ -25,21 +25,27 @@ OURS = ("cli.py", "distill", "networks", "students", "teachers")
 PAGES = "".join(
     (REPO / "docs" / f"{name}.md").read_text() for name in ("reference", "architecture")
 )
-BEGIN, END = build.RECIPES.begin, build.RECIPES.end
+BEGIN, END = generate.RECIPES.begin, generate.RECIPES.end
 
 
 @pytest.mark.long
 def test_generated_sections_are_up_to_date() -> None:
-    for section in (build.RECIPES, build.MODULES, build.NETWORKS, build.RULES, build.KEYS):
+    for section in (
+        generate.RECIPES,
+        generate.MODULES,
+        generate.NETWORKS,
+        generate.RULES,
+        generate.KEYS,
+    ):
         written = section.document.read_text()
-        assert section.rebuilt(written) == written, "stale; type: python -m docs.build"
-    assert build.SCHEMA.read_text() == recipe_json_schema.text(), (
-        "stale; type: python -m docs.build"
+        assert section.rebuilt(written) == written, "stale; type: python -m docs.generate"
+    assert generate.SCHEMA.read_text() == recipe_json_schema.text(), (
+        "stale; type: python -m docs.generate"
     )
 
 
 def test_each_recipe_has_a_row_with_its_facts() -> None:
-    rows = build.recipe_table().splitlines()[2:]
+    rows = generate.recipe_table().splitlines()[2:]
     paths = [path for _, path, _ in recipes.shipped()]
     assert len(rows) == len(paths) > 0
     print(f"{len(paths)} recipes read")
@@ -48,25 +54,27 @@ def test_each_recipe_has_a_row_with_its_facts() -> None:
         about = tomllib.loads(path.read_text())["about"]
         assert about["claim"] in row and about["command"] and about["teacher"]
         for key in ("hardware", "minutes", "accuracy"):
-            assert (about[key] in row) == (about["accuracy"] != build.NOT_YET)
+            assert (about[key] in row) == (about["accuracy"] != generate.NOT_YET)
 
 
 @pytest.mark.long
 def test_space_follows_a_long_file_name() -> None:
-    assert "accuracy_and_calibration.py Compute accuracy" in build.module_list()
+    assert "accuracy_and_calibration.py Compute accuracy" in generate.module_list()
 
 
 def test_a_pipe_in_a_claim_splits_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    about = build.About(claim="a | b")
-    monkeypatch.setattr(build.recipes, "shipped", lambda: [("x", REPO / "recipes/x.toml", about)])
-    assert r"| a \| b |" in build.recipe_table()
+    about = generate.About(claim="a | b")
+    monkeypatch.setattr(
+        generate.recipes, "shipped", lambda: [("x", REPO / "recipes/x.toml", about)]
+    )
+    assert r"| a \| b |" in generate.recipe_table()
 
 
 @pytest.fixture
 def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "README.md"
-    monkeypatch.setattr(build, "RECIPES", replace(build.RECIPES, document=path))
-    monkeypatch.setattr(build, "PICTURE", tmp_path / "run.svg")
+    monkeypatch.setattr(generate, "RECIPES", replace(generate.RECIPES, document=path))
+    monkeypatch.setattr(generate, "PICTURE", tmp_path / "run.svg")
     path.write_text(f"# Title\n\n{BEGIN}\n| old |\n{END}\n\nThe rest.\n")
     return path
 
@@ -74,13 +82,13 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.long
 def test_stale_readme_is_rebuilt_between_markers(readme: Path) -> None:
     before = readme.read_text()
-    with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.build"):
-        build.main(["--check"])
+    with pytest.raises(SystemExit, match=r"README.md is stale.*python -m docs.generate"):
+        generate.main(["--check"])
     assert readme.read_text() == before
-    build.main([])
-    build.main(["--check"])
+    generate.main([])
+    generate.main(["--check"])
     after = readme.read_text()
-    assert after == f"# Title\n\n{BEGIN}\n{build.recipe_table()}\n{END}\n\nThe rest.\n"
+    assert after == f"# Title\n\n{BEGIN}\n{generate.recipe_table()}\n{END}\n\nThe rest.\n"
 
 
 @pytest.mark.parametrize(
@@ -96,14 +104,14 @@ def test_missing_markers_are_reported(
 ) -> None:
     readme.write_text(text)
     with pytest.raises(SystemExit, match="2"):
-        build.main([])
+        generate.main([])
     assert found in capsys.readouterr().err
     assert readme.read_text() == text
 
 
 @pytest.mark.long
 def test_a_run_becomes_the_picture(readme: Path, tmp_path: Path) -> None:
-    build.main(["--run", str(finished_run(tmp_path / "run"))])
+    generate.main(["--run", str(finished_run(tmp_path / "run"))])
     assert "alone" in (tmp_path / "run.svg").read_text()
 
 
@@ -112,7 +120,7 @@ def test_a_picture_of_nothing_is_refused(
     readme: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        build.main(["--run", str(tmp_path / "nowhere")])
+        generate.main(["--run", str(tmp_path / "nowhere")])
     assert "nowhere is not a run: there is no such folder" in capsys.readouterr().err
 
 
@@ -164,7 +172,7 @@ def quoted(text: str) -> list[str]:
 
 @pytest.mark.long
 def test_every_module_is_listed_with_its_docstring() -> None:
-    listed = build.module_list()
+    listed = generate.module_list()
     paths = [p for name in OURS for p in ([REPO / name] if name.endswith(".py") else modules(name))]
     assert len(paths) > 150
     for path in paths:
@@ -172,7 +180,7 @@ def test_every_module_is_listed_with_its_docstring() -> None:
         assert docstring, f"{path} has no docstring"
         assert re.search(rf"\b{path.stem}\b", listed), path
     folders = {path.parent.relative_to(REPO).as_posix() for path in paths} - {"."}
-    assert folders == set(build.PACKAGES)
+    assert folders == set(generate.PACKAGES)
 
 
 def modules(package: str) -> list[Path]:

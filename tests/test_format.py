@@ -122,9 +122,9 @@ def test_one_of_something_is_singular() -> None:
     """In messages where the number may be one."""
     assert str(CacheCheck(1)).startswith("1 view;") and str(CacheCheck(2)).startswith("2 views;")
     [note] = unnamed([{"data": {}}, {"data": {"test_fingerprint": "f"}}])
-    assert note.startswith("1 of 2 results is of an earlier version and has no fingerprint")
+    assert note.startswith("1 of 2 results was written by an earlier version and has no")
     [note] = unnamed([{"data": {}}, {"data": {}}])
-    assert note.startswith("2 of 2 results are of an earlier version and have no fingerprint")
+    assert note.startswith("2 of 2 results were written by an earlier version and have no")
     recipe = load("tiny", ["teacher.weights=[1]"]).recipe
     assert "has 1 weight for 2 teachers" in next(_count_problems(recipe, 2))
 

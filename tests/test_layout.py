@@ -10,12 +10,6 @@ import pytest
 REPO = Path(__file__).parents[1]
 ROOTS = ("distill", "networks", "teachers", "students", "docs", "benchmarks", "tests")
 EVERYWHERE = {"__init__", "__main__", "conftest"}
-# Scripts named after what they measure, build or attack; nothing imports them.
-SCRIPTS = {
-    "build",
-    "methods",
-    "recipes",
-}
 
 
 def python_files() -> list[str]:
@@ -52,11 +46,7 @@ def in_no_package(paths: Iterable[str]) -> list[str]:
 
 
 def test_no_two_files_have_the_same_name() -> None:
-    found = repeated(python_files())
-    assert found.keys() == SCRIPTS
-    for paths in found.values():
-        scripts = [path for path in paths if path.startswith(("docs/", "benchmarks/"))]
-        assert len(paths) == 2 and scripts, paths
+    assert repeated(python_files()) == {}
 
 
 def test_tests_mirror_the_packages() -> None:

@@ -23,10 +23,10 @@ from benchmarks.soak import runs
 from benchmarks.soak.archives import tars
 from benchmarks.soak.damage import damage
 from benchmarks.soak.folders import folders
+from benchmarks.soak.hostile_recipes import recipe_texts
 from benchmarks.soak.names import names
 from benchmarks.soak.outcome import Outcome
 from benchmarks.soak.pickles import pickles
-from benchmarks.soak.recipes import recipe_texts
 from benchmarks.soak.run_files import run_files
 from benchmarks.soak.urls import url_secrets
 from distill.runs.run_folder import write_json, write_text

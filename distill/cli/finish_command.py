@@ -91,7 +91,7 @@ def _role_of_unfinished(folder: "RunFolder") -> "Role":
 
 
 def _recipe(folder: "RunFolder", teachers: list[str], data: str | None) -> "Recipe":
-    """Return the run's recipe, with the new places of teachers and images if they were moved.
+    """Return the run's recipe, with the new paths of teachers and images if they were moved.
 
     Their fingerprints are compared with the checkpoint's.
     """

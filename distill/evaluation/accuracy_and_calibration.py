@@ -24,8 +24,7 @@ from distill.metrics import (
 def headline_measures(logits: Array, labels: Array) -> dict[str, Any]:
     """Return `top1`, `top5`, `nll` and `ece`, each with an interval, such as `top1_interval`.
 
-    `top5` and its interval are None for five classes or fewer, of which every image would be
-    correct.
+    `top5` and its interval are None with at most five classes, where top-5 is always 1.
     """
     correct, confidence = is_correct(logits, labels), probabilities(logits).max(axis=1)
     nlls = nll(logits, labels)

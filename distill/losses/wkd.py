@@ -104,7 +104,7 @@ def transport_distance(
     `log_a`, `log_b`: log-probabilities [B, N]; `cost`: [B, N, N], not negative.
     """
     log_kernel = -cost / entropy
-    log_u = torch.zeros_like(log_a)  # any constant has the same result
+    log_u = torch.zeros_like(log_a)  # any constant gives the same result
     for _ in range(iterations):
         log_v = log_b - (log_kernel + log_u[:, :, None]).logsumexp(1)
         log_u = log_a - (log_kernel + log_v[:, None, :]).logsumexp(2)

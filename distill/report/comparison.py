@@ -24,8 +24,8 @@ from distill.report import page as pages
 from distill.report import plots
 from distill.report.curves_by_group import group_colour, overlay_curves
 from distill.report.page import Block, FigureBlock, HeadFigure, Page, Paragraph, Section, Table
+from distill.report.result_sections import is_unverified, test_interval
 from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
-from distill.report.test_sections import is_unverified, test_interval
 from distill.runs import check_runs_match
 from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.read_run_folder import RunRecord, TestCurve, read

@@ -18,8 +18,7 @@ def _without_own_settings() -> Iterator[None]:
     """Inside this context, matplotlib finds no `matplotlibrc` in the working folder, an empty one
     instead of the user's, and the backend for files.
 
-    Meanwhile the process's working folder is the folder of this package. It stays as it is if it
-    was deleted.
+    The working folder is this package's meanwhile, unless the process's own was deleted.
     """
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)

@@ -16,8 +16,8 @@ from distill.report import page as pages
 from distill.report.curve_sections import learning_curves
 from distill.report.page import Block, HeadFigure, Page, Paragraph, Preformatted, Section, Table
 from distill.report.recipe_section import recipe_blocks
+from distill.report.result_sections import is_unverified, result_sections, test_interval
 from distill.report.table_html_csv_latex import Column, ValueTable
-from distill.report.test_sections import is_unverified, result_sections, test_interval
 from distill.runs.commands_to_repeat import (
     continue_line,
     text_of,

@@ -153,7 +153,9 @@ def _faults_of_network(run: RunFolder, recipe: Recipe, result: Mapping[str, Any]
 
 
 def _bytes_of_tensors(weights: Path) -> int:
-    """Return the size of a safetensors file without its header, whose length it begins with."""
+    """Return the size of a safetensors file without its header, which the file's first 8 bytes
+    give.
+    """
     with weights.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return max(0, weights.stat().st_size - 8 - header)

@@ -215,8 +215,8 @@ def missing_test_split_note(results: Sequence[Mapping[str, Any]]) -> list[str]:
     n = sum(TESTED["test split"] not in result["data"] for result in results)
     if not n:
         return []
-    verbs = ("is", "has") if n == 1 else ("are", "have")
+    verbs = ("was", "has") if n == 1 else ("were", "have")
     return [
-        f"{n} of {len(results)} results {verbs[0]} of an earlier version and {verbs[1]} no "
+        f"{n} of {len(results)} results {verbs[0]} written by an earlier version and {verbs[1]} no "
         "fingerprint of the test split: it is unknown whether all were tested on the same images."
     ]

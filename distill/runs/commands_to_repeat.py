@@ -234,7 +234,8 @@ def _tables(recipe: Recipe) -> Values:
 def _overrides(base: Values, wanted: Values, prefix: str = "") -> Iterator[str]:
     """Yield the overrides, `key=value`, that change the tables `base` to `wanted`.
 
-    Keys of `base` alone that are no optional tables have none: setting another key removes them.
+    Keys that only `base` has yield none, unless they are optional tables: setting another key
+    removes them.
     """
     for name in dict.fromkeys([*wanted, *base]):
         key, before, after = prefix + name, base.get(name), wanted.get(name)

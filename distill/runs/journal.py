@@ -219,7 +219,7 @@ def rewind(path: Path, first_step: int, first_epoch: int, retries: int | None = 
 
 
 def _without_later_retries(rows: list[dict[str, Any]], retries: int) -> list[dict[str, Any]]:
-    """Return the lines without those of retries after the first `retries` ones."""
+    """Return the lines without all retry lines after the first `retries`."""
     number = itertools.count()
     return [row for row in rows if row["event"] != "retry" or next(number) < retries]
 

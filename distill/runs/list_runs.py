@@ -92,7 +92,7 @@ def _groups(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def _why_unreadable(path: Path) -> str:
-    """Return why it cannot be seen whether a folder is or contains a run; empty if it can."""
+    """Return why a folder cannot be searched for runs; empty if it can."""
     try:
         if not RunFolder(path).is_run:
             os.listdir(path)

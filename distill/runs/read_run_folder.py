@@ -100,7 +100,7 @@ class RunRecord:
 
     @property
     def teacher_images(self) -> str:
-        """On how many of which images `teacher_top1` was measured; empty before the run began."""
+        """The images on which `teacher_top1` was measured; empty before the run began."""
         if self.result:
             n, data = self.result["teacher"].get("top1_images"), self.result["data"]
             return teacher_images_text(n, data["val_images"], data["train_images"])

@@ -171,8 +171,8 @@ def _test_and_teacher(record: RunRecord) -> tuple[str, str]:
 def _common_settings(record: RunRecord) -> str:
     """Return a text that is the same for all runs of a group.
 
-    It contains the fingerprints of recipe and data, the role, and where a run was finished early,
-    but not the fingerprints of test split and teachers.
+    It contains the fingerprints of recipe and data, the role, and the step at which a run was
+    finished early, but not the fingerprints of test split and teachers.
     """
     settings = (
         f"{recipe_fingerprint(without_seeds(record))} {record.data_fingerprint} {record.role}"

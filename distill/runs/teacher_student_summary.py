@@ -136,7 +136,7 @@ def teacher_accuracy_text(
 
 
 def teacher_images_text(n: int | None, val_images: int, train_images: int) -> str:
-    """Return on how many of which images the teacher was measured: `1,024 of 6,000 held-out images`
+    """Return the images on which the teacher was measured: `1,024 of 6,000 held-out images`
 
     or `all 5,000 held-out images`. The arguments are those of `teacher_accuracy_text`.
     """

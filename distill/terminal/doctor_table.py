@@ -10,7 +10,7 @@ from distill.check_installation import Check
 from distill.format import as_typed
 from distill.terminal.table_style import blank_table
 
-INDENT = 2  # columns, which tell advice from what was found where there are no colours
+INDENT = 2  # columns; they mark advice on terminals without colours
 STYLES = {"ok": "green", "note": "yellow", "fault": "bold red"}
 
 

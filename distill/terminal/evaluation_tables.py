@@ -30,7 +30,7 @@ CONFUSED_WITH = 2  # most classes listed as mistakes of a class
 def evaluation_tables(results: Figures) -> RenderableType:
     """Show an evaluation: the main measures, the classes, and the optional measures if present.
 
-    `results`: the result of `evaluation.evaluate.evaluate_run`.
+    `results`: the result of `evaluation.evaluate_run.evaluate`.
     """
     blocks: list[RenderableType] = [
         Text("\n").join(head_lines(results)),

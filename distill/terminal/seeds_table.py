@@ -57,7 +57,7 @@ def finding_text(summary: Figures) -> str:
 
 
 def mean_text(spread: Figures, show: Callable[[float], str]) -> str:
-    """Format a mean and its standard deviation: `71.46 ± 0.60`; the mean alone of one seed."""
+    """Format a mean and its standard deviation: `71.46 ± 0.60`; only the mean for one seed."""
     mean, std = show(spread["mean"]), spread["std"]
     return mean if std is None else f"{mean} ± {percent_number(std)}"
 

@@ -83,7 +83,7 @@ def _commands(best: Row) -> list[Text]:
 
 
 def _command_that_fills(proposed: Mapping[str, Any], minutes: float) -> list[Text]:
-    """Return the command of a training that takes the whole budget; how long it trains is set."""
+    """Return the lines with a command whose training fills the budget."""
     heading = f"To use the {minutes:g} minutes, {proposed['minutes']:g} of them for training, type:"
     return [
         Text(heading, "bold"),

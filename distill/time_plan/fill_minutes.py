@@ -46,9 +46,9 @@ def fill_minutes(
 ) -> dict[str, Any] | None:
     """Return a recipe, the minutes of its training and its command, or None.
 
-    It is the student without a teacher of the highest accuracy of which at least LEAST_SHARE fits,
-    or else the quickest. None if a student that fits takes most of `minutes`, or if not even an
-    epoch fits. `data`: the data source, or None for the recipe's.
+    It is the most accurate student without a teacher for which at least LEAST_SHARE of the training
+    fits, or else the quickest. None if a student that fits takes most of `minutes`, or if not even
+    an epoch fits. `data`: the data source, or None for the recipe's.
     """
     students = [each.row for each in choices if each.row["role"] == "student"]
     if any(MOSTLY * minutes <= row["minutes"] <= minutes for row in students):
@@ -72,7 +72,9 @@ def _fits_epoch(choice: Choice, minutes: float) -> bool:
 
 
 def _preference(choice: Choice, minutes: float) -> tuple[bool, float, float]:
-    """Return a sort key: first the students of which at least LEAST_SHARE fits, the most accurate
+    """Return a sort key.
+
+    First come the students for which at least LEAST_SHARE of the training fits, the most accurate
     first, then the others, the quickest first.
     """
     is_enough = choice.share(minutes) >= LEAST_SHARE

@@ -112,9 +112,9 @@ def build_teacher_alone(recipe: Recipe) -> Teacher:
     loader = build_loader(recipe, split.train, accel)
     if frozen is not None:
         to_device(frozen, accel.device)
-    online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
+    live = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
     loader.set_schedule(augment_schedule(recipe, recipe.train.epochs or 1))
-    return build_teacher(recipe, online, _cache_identity(identity, split.train, accel))
+    return build_teacher(recipe, live, _cache_identity(identity, split.train, accel))
 
 
 def _images_and_teacher(
@@ -154,9 +154,9 @@ def build_state(
     model = _build_model(recipe, role, split.train, frozen, accel)
     ema = _build_ema(recipe, model, loader)  # copies the model before it is wrapped and hooked
     extractor = FeatureExtractor(model, required_taps(recipe, "student", model))
-    online = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
-    check_sides(recipe, model, online, accel)
-    loss = _build_loss(recipe, extractor, frozen, online, split.train, loader.size, accel)
+    live = None if frozen is None else build_live_teacher(recipe, frozen, loader, accel)
+    check_sides(recipe, model, live, accel)
+    loss = _build_loss(recipe, extractor, frozen, live, split.train, loader.size, accel)
     model_ddp, optimizer = accel.prepare(extractor, _build_optimizer(recipe, model, loss))
     learns = any(parameter.requires_grad for parameter in loss.parameters())
     state = TrainState(
@@ -165,8 +165,8 @@ def build_state(
         loader=loader,
         model_ddp=model_ddp,
         model=model,
-        online_teacher=online,
-        teacher=build_teacher(recipe, online, _cache_identity(identity, split.train, accel)),
+        live_teacher=live,
+        teacher=build_teacher(recipe, live, _cache_identity(identity, split.train, accel)),
         loss_ddp=accel.prepare(loss) if learns else loss,
         loss=loss,
         optimizer=optimizer,
@@ -207,7 +207,7 @@ def _build_loss(
     recipe: Recipe,
     student: FeatureExtractor,
     frozen: FrozenTeacher | None,
-    online: LiveTeacher | OneTeacherPerView | None,
+    live: LiveTeacher | OneTeacherPerView | None,
     images: ImageSet,
     size: int,
     accel: Accelerator,
@@ -217,7 +217,7 @@ def _build_loss(
     `size`: height and width of the images in pixels, which determine the shapes of the maps.
     """
     with accel.autocast():  # the teacher's weights may have been cast to the autocast type
-        teacher_shapes = tap_shapes(online.networks[0].extractor, size) if online else {}
+        teacher_shapes = tap_shapes(live.networks[0].extractor, size) if live else {}
     loss = build_objective(
         recipe,
         student_shapes=tap_shapes(student, size),
@@ -305,7 +305,7 @@ def compile_networks(run: TrainState) -> Callable[[], None]:
     Compiled and uncompiled networks share their parameters; the uncompiled ones are still saved and
     evaluated. Returns a function that undoes the compilation.
     """
-    net, teachers = run.model_ddp, () if run.online_teacher is None else run.online_teacher.networks
+    net, teachers = run.model_ddp, () if run.live_teacher is None else run.live_teacher.networks
     tapped = [teacher.extractor for teacher in teachers]
 
     def undo() -> None:

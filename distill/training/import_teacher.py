@@ -270,7 +270,10 @@ def _data(recipe: Recipe, images: ImageSet, test: SplitIdentity) -> dict[str, An
 
 
 def _load_weights(net: nn.Module, weights: Weights, request: ImportRequest, classes: int) -> None:
-    """Load the weights. Raises UserError with all differences and the network that has them."""
+    """Load the weights.
+
+    Raises UserError, which lists all differences and the network that the weights fit.
+    """
     assert request.recipe.teacher is not None
     network = request.recipe.teacher.network
     try:

@@ -98,7 +98,7 @@ def measure(
     two steps are taken; the first is not timed. `until`: no further step is started that would end
     after this time.monotonic(). `rival_s`: the `first_s` of the same recipe in another precision;
     timing ends early if this one takes more than SLOWER times as long. `most_step_s`: the most
-    seconds that a step should take in a smaller batch than the recipe's, which is timed where a few
+    seconds that a step should take in a smaller batch than the recipe's, which is timed if a few
     of the recipe's would take longer than MOST_FULL_S. Raises UserError if the recipe does not fit
     the images.
     """

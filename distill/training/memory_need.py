@@ -130,9 +130,9 @@ def memory_fault(
 
 
 def _accumulate_that_fits(batch_size: int, processes: int, fitting: int) -> int | None:
-    """Return the fewest accumulated parts of which each has at most `fitting` images.
+    """Return the smallest number of micro-batches of at most `fitting` images.
 
-    The parts divide the batch evenly. None if there are none.
+    They divide the batch evenly. None if that is impossible.
     """
     a_process = batch_size // processes
     parts = (n for n in range(1, a_process + 1) if a_process % n == 0 and a_process // n <= fitting)

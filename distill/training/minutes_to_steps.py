@@ -102,13 +102,13 @@ def teacher_seconds_per_step(state: TrainState) -> float:
     """Return the mean seconds per step that the teacher takes; 0 without a teacher, or if every
     view is cached.
     """
-    if state.online_teacher is None or _teacher_to_time(state) is state.teacher:
+    if state.live_teacher is None or _teacher_to_time(state) is state.teacher:
         return 0.0
     begins, sides = zip(*state.loader.schedule.image_sizes, strict=True)
     mean_s = 0.0
     for share, side in zip(map(sub, (*begins[1:], 1.0), begins), sides, strict=True):
         with state.loader.at_side(side):
-            mean_s += share * _forward_seconds(state, _slowest_teacher(state, state.online_teacher))
+            mean_s += share * _forward_seconds(state, _slowest_teacher(state, state.live_teacher))
     return len(state.loader.batches(0)) * mean_s
 
 
@@ -119,16 +119,16 @@ def _forward_seconds(state: TrainState, teacher: LiveTeacher) -> float:
     return time_work(state, lambda: teacher.mixed_outputs(view, rows, images))
 
 
-def _slowest_teacher(state: TrainState, online: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
+def _slowest_teacher(state: TrainState, live: LiveTeacher | OneTeacherPerView) -> LiveTeacher:
     """Return the only teacher, or the slowest one if one of several is drawn for each view.
 
     A plan with the slowest one stays within the budget, whichever teachers are drawn.
     """
-    if len(online.networks) == 1:
-        return online.networks[0]
-    for teacher in online.networks:
+    if len(live.networks) == 1:
+        return live.networks[0]
+    for teacher in live.networks:
         _forward_seconds(state, teacher)  # warm-up: kernels are chosen, memory is allocated
-    return max(online.networks, key=lambda teacher: _forward_seconds(state, teacher))
+    return max(live.networks, key=lambda teacher: _forward_seconds(state, teacher))
 
 
 def _steps_until_cached(state: TrainState) -> int | None:
@@ -244,9 +244,9 @@ def _teacher_to_time(state: TrainState) -> Teacher:
     With a partial cache, timed steps may read it while later steps must compute the logits: they
     would take longer than timed.
     """
-    if state.online_teacher is None or on_all_processes(state.teacher.is_fully_cached):
+    if state.live_teacher is None or on_all_processes(state.teacher.is_fully_cached):
         return state.teacher
-    return Teacher(_slowest_teacher(state, state.online_teacher))
+    return Teacher(_slowest_teacher(state, state.live_teacher))
 
 
 def time_work(state: TrainState, work: Callable[[], object]) -> float:

@@ -534,7 +534,7 @@ def _save_and_test(ready: PreparedRun, start: Start, progress: Progress | None) 
 def _check_readable(folder: RunFolder, metrics: Mapping[str, float]) -> None:
     """Raise UserError if a result with these metrics would be refused when it is read.
 
-    Those of held-out images may come from a checkpoint that was changed.
+    The held-out measures may come from an edited checkpoint.
     """
     predictions = read_predictions.read_if_present(folder.evaluation)
     if predictions is not None:

@@ -110,9 +110,9 @@ def _resolution_notes(state: TrainState) -> Iterator[str]:
 
 def _paired_stages_notes(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note on the stages that a term compares, if the networks differ in their number."""
-    if state.online_teacher is None:
+    if state.live_teacher is None:
         return
-    teacher, *_ = state.online_teacher.networks
+    teacher, *_ = state.live_teacher.networks
     numbers = [
         sum(STAGE.fullmatch(tap) is not None for tap in tap_points(net))
         for net in (state.model, teacher.extractor.net)
@@ -136,10 +136,10 @@ def _epoch_range(first: int, last: int) -> str:
 
 def _views_per_teacher_note(state: TrainState, recipe: Recipe) -> Iterator[str]:
     """Yield a note on each teacher's number of views, if one teacher is drawn for each view."""
-    if not isinstance(state.online_teacher, OneTeacherPerView):
+    if not isinstance(state.live_teacher, OneTeacherPerView):
         return
     views = {state.loader.schedule.view(epoch) for epoch in range(state.epochs)}
-    counts = Counter(state.online_teacher.choice(view) for view in views)
+    counts = Counter(state.live_teacher.choice(view) for view in views)
     shared = ", ".join(
         f"{run.path} {counts[i]}" for i, run in enumerate(selection.named_teachers(recipe))
     )

@@ -42,7 +42,7 @@ class TrainState:
     loader: Loader
     model_ddp: nn.Module  # prepared: DDP if there are several processes
     model: nn.Module  # the same network without DDP
-    online_teacher: LiveTeacher | OneTeacherPerView | None  # computes all logits, reads no cache
+    live_teacher: LiveTeacher | OneTeacherPerView | None  # computes all logits, reads no cache
     teacher: Teacher  # queried in each step; reads the cache if the recipe has one
     loss_ddp: nn.Module  # prepared: DDP if its terms have parameters
     loss: Objective  # the same objective without DDP
@@ -60,7 +60,7 @@ class TrainState:
     ranks: ProcessAgreement
     divergence: DivergenceMonitor
     stop_signal: StopSignal = field(default_factory=StopSignal)
-    progress: Progress | None = None  # called with the number of held-out images measured
+    progress: Progress | None = None  # called with the task, what is done of it, and its total
     first_steps: FirstSteps = field(default_factory=FirstSteps)  # times the steps of this process
     epochs_to_save: frozenset[int] = frozenset()  # after which the weights are saved, from 1
     compiled: bool = False

@@ -23,6 +23,8 @@ from distill.runs import lock
 from distill.runs.run_folder import RunFolder
 from tests.make_runs import train
 
+pytestmark = pytest.mark.slow
+
 KD = Cell("resnet56", "resnet20", "kd")
 
 
@@ -82,7 +84,6 @@ def test_milestones_keep_their_share(method: str, epochs: int, expected: object)
     assert published_cells.length(method, epochs) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 6, 240])
 def test_recipes_of_every_cell_resolve(epochs: int) -> None:
     for cell in published_cells.cells():
@@ -151,7 +152,6 @@ def test_every_option_has_a_help_text() -> None:
     assert [each.dest for each in parser._actions if not each.help] == []
 
 
-@pytest.mark.slow
 def test_dry_run_prints_commands_and_time(tmp_path: Path, capsys) -> None:
     words = ["--cell", "resnet56/resnet20/at", "--seeds", "3", "4", "--out", str(tmp_path)]
     published.main([*words, "--dry-run"])
@@ -189,7 +189,6 @@ def test_keys_of_the_method_are_not_the_controls(tmp_path: Path, capsys, monkeyp
     assert "loss.kd.temperature=2" in method and "cache={}" in method
 
 
-@pytest.mark.slow
 def test_teacher_of_another_network_is_refused(teacher: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         published.main(["--cell", "resnet56/resnet20/kd", "--teacher", str(teacher)])
@@ -204,7 +203,6 @@ def test_distance_is_in_standard_errors() -> None:
     assert published.standard_errors(values, None) is None
 
 
-@pytest.mark.slow
 def test_cell_is_trained_and_written(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(published_runs, "train", in_this_process)
     monkeypatch.setattr(published_runs, "ThreadPoolExecutor", InTurn)

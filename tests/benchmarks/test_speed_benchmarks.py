@@ -1,3 +1,5 @@
+"""Tests of the benchmarks that measure speed."""
+
 import json
 import os
 import subprocess

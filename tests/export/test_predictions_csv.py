@@ -18,7 +18,7 @@ from distill.components.build_network import load_trained
 from distill.data.sources import load_data_set
 from distill.errors import Failure, UserError
 from distill.evaluation.evaluate_run import EvalOptions, evaluate_run
-from distill.export import predictions_csv as room
+from distill.export import predictions_csv
 from distill.files.run_json_schemas import fingerprint_of_names
 from distill.runs import run_folder
 from distill.runs.run_folder import RunFolder
@@ -58,15 +58,15 @@ def predict(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_pieces_have_the_predictions_of_all(
     distilled: Distilled, kaggle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = room.predict(distilled[0], kaggle)
+    whole = predictions_csv.predict(distilled[0], kaggle)
     done: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(room, "AT_ONCE", 1000)
-    pieces = room.predict(distilled[0], kaggle, progress=lambda *row: done.append(row))
+    monkeypatch.setattr(predictions_csv, "AT_ONCE", 1000)
+    pieces = predictions_csv.predict(distilled[0], kaggle, progress=lambda *row: done.append(row))
     assert np.array_equal(pieces.probabilities, whole.probabilities)
     assert done[-1] == ("predicting", 2000, 2000)
-    monkeypatch.setattr(room, "MOST_PROBABILITIES", 19_999)
+    monkeypatch.setattr(predictions_csv, "MOST_PROBABILITIES", 19_999)
     with pytest.raises(UserError, match="2,000 images of 10 classes have more than 19,999 proba"):
-        room.predict(distilled[0], kaggle)
+        predictions_csv.predict(distilled[0], kaggle)
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -180,7 +180,7 @@ def test_numbers_in_text_order_are_named(
 
 @pytest.mark.parametrize("names", [("0", "1", "2"), ("cat", "10"), ("a",), ()])
 def test_names_that_no_position_is_taken_for(names: tuple[str, ...]) -> None:
-    assert room.numeric_names_note(names) is None
+    assert predictions_csv.numeric_names_note(names) is None
 
 
 def test_conversion_of_pictures_is_reported(
@@ -200,9 +200,9 @@ def test_conversion_of_pictures_is_reported(
 
 @pytest.mark.parametrize(("one", "other"), [("=1+1", "'=1+1"), ("a\n", "a\\n")])
 def test_ids_that_would_be_equal_are_refused(one: str, other: str, tmp_path: Path) -> None:
-    room.check_ids([one, "b", f"{other}2"], tmp_path)
+    predictions_csv.check_ids([one, "b", f"{other}2"], tmp_path)
     with pytest.raises(UserError, match=r"the ids .* and .* would both be .* in a CSV file"):
-        room.check_ids([one, "b", other], tmp_path)
+        predictions_csv.check_ids([one, "b", other], tmp_path)
 
 
 def test_an_unusable_image_leaves_nothing(
@@ -225,18 +225,18 @@ def test_an_unusable_image_leaves_nothing(
     assert not out.parent.exists()
 
 
-def test_where_the_csv_cannot_lie(tmp_path: Path) -> None:
+def test_csv_is_not_written_over_other_files(tmp_path: Path) -> None:
     source = tmp_path / "x.pkl"
     source.touch()
     with pytest.raises(UserError, match=f"--out {tmp_path} is a folder.\nGive --out the name of"):
-        room.check_out(tmp_path, source)
+        predictions_csv.check_out(tmp_path, source)
     with pytest.raises(UserError, match="is the input itself, which would be overwritten"):
-        room.check_out(tmp_path / "." / "x.pkl", source)
+        predictions_csv.check_out(tmp_path / "." / "x.pkl", source)
     with pytest.raises(UserError, match="x.pkl cannot be the folder of p.csv: .* is a file"):
-        room.check_out(source / "p.csv", source)
+        predictions_csv.check_out(source / "p.csv", source)
     with pytest.raises(UserError, match="recipe.toml does not end in .csv.\nGive --out"):
-        room.check_out(tmp_path / "recipe.toml", source)
-    room.check_out(tmp_path / "a" / "b" / "p.csv", source)
+        predictions_csv.check_out(tmp_path / "recipe.toml", source)
+    predictions_csv.check_out(tmp_path / "a" / "b" / "p.csv", source)
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -249,9 +249,9 @@ def test_full_disk_is_reported_and_old_file_remains(
     out = tmp_path / "p.csv"
     out.write_text("before")
     monkeypatch.setattr(run_folder.os, "fsync", full)
-    told = room.LabelledImages(("a",), np.array([[0.2, 0.8]]), ("cat", "dog"), ())
+    found = predictions_csv.LabelledImages(("a",), np.array([[0.2, 0.8]]), ("cat", "dog"), ())
     with pytest.raises(Failure, match="p.csv could not be written .No space left on device"):
-        room.write(told, out)
+        predictions_csv.write(found, out)
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
     assert out.read_text() == "before"
 
@@ -269,11 +269,13 @@ def test_processes_compare_images_in_their_order(
     distilled: Distilled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[dict[str, str]] = []
-    monkeypatch.setattr(room, "check_same_inputs", lambda _, prints: found.append(prints()))
+    monkeypatch.setattr(
+        predictions_csv, "check_same_inputs", lambda _, prints: found.append(prints())
+    )
     images = load_data_set.load("synthetic", "test").images[:2]
     for ordered in (images, images[::-1]):
         np.save(tmp_path / "x.npy", ordered)
-        room.predict(distilled[0], tmp_path / "x.npy")
+        predictions_csv.predict(distilled[0], tmp_path / "x.npy")
     assert found[0].keys() == {"images", "run"} and found[0]["run"] == found[1]["run"]
     assert found[0]["images"] != found[1]["images"]
 

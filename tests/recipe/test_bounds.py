@@ -1,4 +1,4 @@
-"""Settings that were beyond any use ended in a traceback or never: each is one short message."""
+"""Settings far out of range give one short message, no traceback and no endless run."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What goes with what: a conflict is one line with both keys, who set them, and a way out."""
+"""Conflicting keys: one line names both keys, the files that set them, and a remedy."""
 
 import re
 from math import fsum

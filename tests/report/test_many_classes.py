@@ -11,7 +11,7 @@ import pytest
 from distill.metrics import order_by_confusion
 from distill.report import page, run_report
 from distill.report.page import FigureBlock, Table
-from distill.report.test_sections import EXTREMES
+from distill.report.result_sections import EXTREMES
 from distill.runs.read_predictions import Predictions
 from distill.runs.read_run_folder import RunRecord
 from tests.report.test_run_report import LAYERS, Reader

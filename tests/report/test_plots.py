@@ -1,4 +1,4 @@
-"""Figures: sized for a paper, the same bytes each time, and whatever a class is called, text."""
+"""Figures have a paper's size and reproducible bytes, and show class names as plain text."""
 
 import os
 import re

@@ -1,3 +1,5 @@
+"""Tables in HTML, CSV and LaTeX have the same values and escape text."""
+
 import csv
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""Records of runs that never were, for the tests of what is made of them."""
+"""Build run records without training."""
 
 from dataclasses import replace
 from pathlib import Path

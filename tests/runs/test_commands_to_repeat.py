@@ -158,7 +158,7 @@ def unfinished(path: Path, *typed: str, has_checkpoint: bool = True) -> RunFolde
 def refusal(folder: RunFolder) -> list[str]:
     with pytest.raises(NotFinished) as caught:
         folder.result()
-    return cli.message_of(caught.value).splitlines()
+    return str(cli.with_advice(caught.value)).splitlines()
 
 
 def test_unfinished_run_names_both_commands(tmp_path: Path) -> None:

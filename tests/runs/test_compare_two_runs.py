@@ -149,8 +149,8 @@ def test_results_of_earlier_version_are_compared_with_note(tmp_path: Path) -> No
     it = compare(a.path, b.path)
     assert it.n == 8
     assert it.says.endswith(
-        "1 of 2 results is of an earlier version and has no fingerprint of the test split: it is "
-        "unknown whether all were tested on the same images."
+        "1 of 2 results was written by an earlier version and has no fingerprint of the test "
+        "split: it is unknown whether all were tested on the same images."
     )
     other = finished(tmp_path / "c", ANSWERS_B, data={"fingerprint": "beef"})
     assert (

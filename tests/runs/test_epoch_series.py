@@ -1,3 +1,5 @@
+"""Series of measures by epoch, read from a journal."""
+
 from dataclasses import replace
 
 import numpy as np

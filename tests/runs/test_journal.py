@@ -1,3 +1,5 @@
+"""The journal: writing, reading, resuming and damaged lines."""
+
 import json
 import math
 import time

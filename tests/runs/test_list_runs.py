@@ -1,4 +1,4 @@
-"""Every run of a folder is a row, whatever became of it."""
+"""Every run of a folder is a row, finished, unfinished or damaged."""
 
 import json
 import os
@@ -249,7 +249,7 @@ def rows() -> list[RunListing]:
         ("state", "cba"),
     ],
 )
-def test_sorted_by(column: str, order: str) -> None:
+def test_runs_are_sorted_by_a_column(column: str, order: str) -> None:
     assert "".join(row.path for row in sort_runs(rows(), column)) == order
 
 
@@ -263,7 +263,7 @@ def test_synthetic_runs_are_below_real_ones() -> None:
         assert "".join(row.path for row in sort_runs(listed, column)) == order
 
 
-def test_no_such_column() -> None:
+def test_unknown_column_is_refused_with_a_suggestion() -> None:
     with pytest.raises(
         UserError, match="--sort tset is not a column; did you mean test\\?\nType one"
     ):
@@ -395,7 +395,7 @@ def test_widest_column_is_shortened() -> None:
     assert fit_widths(5, names) == [3, 6, 7], "no less than the heads"
 
 
-def test_small_words() -> None:
+def test_age_has_one_unit() -> None:
     assert [age_text(s) for s in (-3, 59.9, 60, 3600, 200_000)] == [
         "0 s",
         "59 s",
@@ -450,7 +450,7 @@ def test_who_only_looks_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=repo, check=False).returncode == 0
 
 
-def test_a_real_run(distilled) -> None:
+def test_finished_run_shows_its_test_accuracy(distilled) -> None:
     folder, _ = distilled
     row = alone(folder.path)
     assert (row.state, row.test_images, row.fault) == ("finished", 2000, None)

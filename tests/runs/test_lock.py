@@ -1,4 +1,4 @@
-"""One run, one folder."""
+"""A run folder is locked while a process trains in it."""
 
 import json
 import signal

@@ -183,7 +183,7 @@ def test_folder_of_a_run_may_be_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["file", "file/run", "file/runs/run"])
-def test_a_run_wants_a_folder(tmp_path: Path, name: str) -> None:
+def test_run_inside_a_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     for resume in (False, True):
         with pytest.raises(UserError, match=f"{tmp_path / name} cannot .*: {tmp_path}/file is a"):
@@ -199,7 +199,7 @@ def test_relative_folder_is_in_the_working_folder(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root writes in /proc")
-def test_a_run_wants_a_folder_to_write_in() -> None:
+def test_run_in_an_unwritable_folder_is_refused() -> None:
     with pytest.raises(UserError, match=r"/proc/a/b cannot .* written in /proc \(.+\)"):
         check_out(RunFolder(Path("/proc/a/b")), resume=False)
 

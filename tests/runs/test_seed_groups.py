@@ -1,4 +1,4 @@
-"""Runs as groups, and what is known between two: against the tests of `distill.statistics`."""
+"""Group runs by settings, and test differences between groups with `distill.statistics`."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Which runs a finished run is read beside."""
+"""Find the control and the teacher of a finished run."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def finished(
     images: str = "f00d",
     **result: Any,
 ) -> RunFolder:
-    """A finished run as `engine/run.py` leaves one, without its weights."""
+    """A finished run as `training/run.py` leaves one, without its weights."""
     runs = list(map(str, teachers))
     recipe = recipes.load("tiny", overrides).recipe
     run = RunFolder(path)

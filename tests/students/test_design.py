@@ -1,3 +1,5 @@
+"""A design's parameters, multiply-accumulates, faults and text."""
+
 import ast
 import json
 import re

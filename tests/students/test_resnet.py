@@ -1,3 +1,5 @@
+"""The student network built from a design."""
+
 import json
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who has which trial: the ledger under every interleaving that matters, without training."""
+"""Assign trials to concurrent workers, in every order that matters, without training."""
 
 import json
 import multiprocessing

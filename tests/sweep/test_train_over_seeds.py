@@ -136,7 +136,7 @@ def test_runs_of_earlier_version_are_averaged_with_note(tmp_path: Path) -> None:
     finished(planned[:1], [0.7], test_fingerprint="a")
     finished(planned[1:], [0.8])
     [note] = train_over_seeds.summary(planned)["notes"]
-    assert "1 of 2 results is of an earlier version" in note
+    assert "1 of 2 results was written by an earlier version" in note
     finished(planned[1:], [0.8], test_fingerprint="a")
     assert "notes" not in train_over_seeds.summary(planned)
 

@@ -133,7 +133,7 @@ def test_pair_is_computed_by_the_drawn_teacher(two) -> None:
     [(view, rows)] = run.loader.batches(0)
     images = run.loader.augment(view, rows)
     pair = run.teacher(run.loader.batch(view, rows), frozenset({"pair"})).unmixed
-    alone = run.online_teacher.networks[drawn(0, [1, 1])].mixed_outputs(view, rows, images).logits
+    alone = run.live_teacher.networks[drawn(0, [1, 1])].mixed_outputs(view, rows, images).logits
     assert torch.equal(pair.own, alone)
 
 
@@ -324,7 +324,7 @@ def test_student_without_teacher_ignores_how_they_combine(tmp_path) -> None:
 
 def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
-    slow = run.online_teacher.networks[1]
+    slow = run.live_teacher.networks[1]
     monkeypatch.setattr(
         minutes_to_steps, "_forward_seconds", lambda _, teacher: 1.0 + (teacher is slow)
     )
@@ -334,9 +334,9 @@ def test_minutes_are_planned_by_the_slowest_teacher(two, monkeypatch) -> None:
 
 def test_a_compiled_run_compiles_every_drawn_teacher(two, monkeypatch) -> None:
     run = prepared(two, ONE)
-    tapped = [each.extractor for each in run.online_teacher.networks]
+    tapped = [each.extractor for each in run.live_teacher.networks]
     monkeypatch.setattr(torch, "compile", nn.Sequential)
     undo = build.compile_networks(run)
-    assert [each.extractor[0] for each in run.online_teacher.networks] == tapped
+    assert [each.extractor[0] for each in run.live_teacher.networks] == tapped
     undo()
-    assert [each.extractor for each in run.online_teacher.networks] == tapped
+    assert [each.extractor for each in run.live_teacher.networks] == tapped

@@ -1,4 +1,4 @@
-"""Who teaches, and what a run with each kind of term is made of."""
+"""Teacher outputs, live and cached, for each kind of loss term."""
 
 import shutil
 from pathlib import Path
@@ -241,7 +241,7 @@ def test_a_teacher_teaches_in_mixed_precision_too(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.precision='bf16'"]
     for more in ([], ["student.stages=3", "loss.at.weight=1"]):
         run = prepared(*options, *more)
-        assert {p.dtype for p in run.online_teacher.extractor.parameters() if p.dim() == 4} == {
+        assert {p.dtype for p in run.live_teacher.extractor.parameters() if p.dim() == 4} == {
             torch.bfloat16
         }
         losses = step(run, 0)

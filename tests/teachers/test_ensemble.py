@@ -1,3 +1,5 @@
+"""Ensembles of teachers: weights and outputs."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Networks of timm, adapted to small images and trained from scratch."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The Wide ResNet: parameters, outputs and initial weights."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The progress display of a finished run as an SVG picture."""
+
 import html
 import re
 from dataclasses import replace

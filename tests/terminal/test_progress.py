@@ -1,3 +1,5 @@
+"""The progress display of a training in a terminal and in a log."""
+
 import math
 import re
 from dataclasses import replace
@@ -125,7 +127,7 @@ def test_without_terminal_epoch_is_one_plain_line() -> None:
     assert ESCAPE not in text
 
 
-def test_lines_of_different_epochs_stand_in_columns() -> None:
+def test_lines_of_different_epochs_are_aligned() -> None:
     lines = logged(START, EPOCH, replace(EPOCH, epoch=12, is_best=False)).splitlines()[-2:]
     assert lines[0].index("loss") == lines[1].index("loss")
     assert lines[0].endswith("best") and not lines[1].endswith("best")

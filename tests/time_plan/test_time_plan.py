@@ -438,7 +438,7 @@ def test_command_quotes_special_characters() -> None:
     assert isinstance(each, PlannedTraining)
 
 
-def test_a_spread_of_so_much_work() -> None:
+def test_scaled_time_range_keeps_its_proportions() -> None:
     assert TimeRange(1.0, 0.5, 2.0, 3).scaled(10) == TimeRange(10.0, 5.0, 20.0, 3)
 
 

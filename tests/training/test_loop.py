@@ -97,7 +97,7 @@ def test_a_frozen_network_cannot_wake() -> None:
         assert torch.equal(t, before[name])
 
 
-def test_online_teacher_returns_float32_without_graph() -> None:
+def test_live_teacher_returns_float32_without_graph() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
     live = LiveTeacher(FrozenTeacher(net), Accelerator(), loader=None)  # type: ignore[arg-type]
     view, rows, images = None, torch.arange(2), torch.rand(2, 3, 2, 2)

@@ -67,7 +67,7 @@ def test_rehearsal_runs_teacher_unless_logits_are_cached(teacher) -> None:
     overrides = [f"teacher.runs=['{teacher}']", "train.epochs=2", "cache.views=2"]
     run = prepared(*overrides)
     for epoch in range(2):
-        assert minutes_to_steps._teacher_to_time(run).source is run.online_teacher
+        assert minutes_to_steps._teacher_to_time(run).source is run.live_teacher
         for k in range(run.loader.steps_per_epoch):
             loop.step(run, k + epoch * run.loader.steps_per_epoch)
     again = prepared(*overrides)

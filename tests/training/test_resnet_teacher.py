@@ -144,11 +144,11 @@ def test_teacher_is_the_trained_network(resnet_teacher: Finished) -> None:
     made = prepared(*overrides(resnet_teacher[0]))
     trained = load_trained(resnet_teacher[0])
     images = to_float(torch.from_numpy(drawn().images[:16]))
-    assert made.online_teacher is not None
+    assert made.live_teacher is not None
 
     with torch.no_grad():
         torch.testing.assert_close(
-            made.online_teacher.extractor(images).logits, trained(images), rtol=1e-4, atol=1e-5
+            made.live_teacher.extractor(images).logits, trained(images), rtol=1e-4, atol=1e-5
         )
 
 
@@ -156,7 +156,7 @@ def test_teacher_is_the_trained_network(resnet_teacher: Finished) -> None:
 @pytest.mark.parametrize(
     "name", ["fitnet", "at", "sp", "nst", "pkt", "rkd", "vid", "crd", "reviewkd"]
 )
-def test_its_maps_teach(resnet_teacher: Finished, name: str) -> None:
+def test_feature_maps_of_a_resnet_teacher_are_used(resnet_teacher: Finished, name: str) -> None:
     made = prepared(*overrides(resnet_teacher[0], f"loss.{name}.weight=1"))
     losses = step(made, 0)
 

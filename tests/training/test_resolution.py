@@ -38,9 +38,9 @@ def sides_of(net: nn.Module) -> list[int]:
 def test_small_images_train_and_full_ones_validate(teacher) -> None:
     options = [f"teacher.runs=['{teacher}']", "train.epochs=2", "mix.cutmix.prob=0.5"]
     made = prepared(*options, GROWING)
-    assert made.online_teacher is not None
+    assert made.live_teacher is not None
     inputs: list[list[Tensor]] = [[], []]
-    for net, seen in zip((made.model, made.online_teacher.extractor.net), inputs, strict=True):
+    for net, seen in zip((made.model, made.live_teacher.extractor.net), inputs, strict=True):
         net.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
     for k in (0, made.loader.steps_per_epoch):
         loop.step(made, k)

@@ -1,4 +1,4 @@
-"""Run by torchrun: some steps of a small network without batch norm, through the real `step`.
+"""Train a small network for a few steps in each process that torchrun starts.
 
 python two_processes.py FOLDER '{"case": ["optim.lr=0.01"]}'
 """

@@ -121,7 +121,7 @@ def load(
 def _cached(key: str, n: int, side: int, *, may_be_resized: bool) -> NDArray[np.uint8] | None:
     """Return the cached images of `side` x `side` pixels; None if there are none.
 
-    `key`: the digest of their files. Under it alone are images none of which was resized.
+    `key`: the digest of their files. Images that were not resized are cached under `key` itself.
     """
     keys = [key, _resized_key(key, side)] if may_be_resized else [key]
     shape = (n, CHANNELS, side, side)

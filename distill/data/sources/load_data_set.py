@@ -173,7 +173,7 @@ def info(source: str, *, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def find_genuine(name: str, folder: Path, *, progress: Progress | None = None) -> Path | None:
-    """Return where the published images of a set lie; None if they have to be downloaded.
+    """Return where the published images of a set are; None if they have to be downloaded.
 
     `name`: as in NAMED. Looks in `folder`, and if `load` reads it by default, also in the other
     folders that it reads by default. Reads every image.

@@ -1,7 +1,7 @@
 """Generate the table of `docs/methods.md`: the cost of each loss term, and its test.
 
-    python -m docs.methods            count, time (some minutes on two cores), write
-    python -m docs.methods --check    exit 1 if a count differs from the one in the file
+    python -m docs.methods_table            count, time (some minutes on two cores), write
+    python -m docs.methods_table --check    exit 1 if a count differs from the one in the file
 
 For each term, its parameters and peak memory are counted on torch's meta device, with the networks
 of the term's recipe (WRN-28-10 and a ResNet under 5M parameters). The parameters are those that the
@@ -273,7 +273,7 @@ def table() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m docs.methods", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.methods_table", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     given = parser.parse_args(arguments)
@@ -281,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.check:
         if changed := stale(page):
             sys.exit(
-                f"docs/methods.md is stale: {', '.join(changed)}. Type: python -m docs.methods"
+                f"docs/methods.md is stale: {', '.join(changed)}.\n"
+                "Type: python -m docs.methods_table"
             )
         return
     before, _, rest = page.partition(BEGIN)

@@ -1,13 +1,13 @@
 """Generate parts of the documents, the JSON schema of recipes and the README's picture of a run.
 
-    python -m docs.build              update the tables of recipes and of their keys in
+    python -m docs.generate              update the tables of recipes and of their keys in
                                       docs/recipes.md, from their [about] tables and from the
                                       schema; the list of modules in docs/architecture.md, from the
                                       first lines of their docstrings; the table of networks and the
                                       rules of courses in docs/networks.md; and
                                       recipes/recipe.schema.json
-    python -m docs.build --run RUN    also draw docs/run.svg from a finished run's journal
-    python -m docs.build --check      write nothing; exit 1 if one of them is stale
+    python -m docs.generate --run RUN    also draw docs/run.svg from a finished run's journal
+    python -m docs.generate --check      write nothing; exit 1 if one of them is stale
 
 Of a document, only the text between the two marker lines is replaced.
 """
@@ -243,7 +243,7 @@ SCHEMA = ROOT / recipe_json_schema.FILE
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m docs.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--run", metavar="RUN", help="a finished run, to draw docs/run.svg from")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
@@ -269,7 +269,7 @@ def _write(document: Path, wanted: str, part: str, only_check: bool) -> None:
     if document.exists() and document.read_text() == wanted:
         return
     if only_check:
-        sys.exit(f"{document.name} is stale: {part}. Type: python -m docs.build")
+        sys.exit(f"{document.name} is stale: {part}. Type: python -m docs.generate")
     write_text(document, wanted)
 
 
