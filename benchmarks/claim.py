@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.events import measure_name
+from distill.format import mean_and_std
 from distill.recipe import compare_recipes, recipe_variants, recipes
 from distill.runs.run_folder import RunFolder, open_finished, write_json
 
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(RESULTS / f"{given.name}.json", content)
     for key in ("runs", "control", "difference"):
         n, mean, spread = (content[key][name] for name in ("n", "mean", "std"))
-        print(f"{key:<11} {mean:.2%} ± {spread or 0:.2%} (n = {n})")
+        print(f"{key:<11} {mean_and_std(mean, spread)} % (n = {n})")
 
 
 if __name__ == "__main__":

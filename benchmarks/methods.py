@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, summary, top1
 from distill.errors import UserError
 from distill.files.escape_text import visible
+from distill.format import mean_and_std
 from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.recipes import Recipe
@@ -131,7 +132,7 @@ def markdown(rows: dict[str, Any]) -> str:
 
 def percent(values: dict[str, Any]) -> str:
     """Format the mean and standard deviation of accuracies in percent, such as `71.46 ± 0.60`."""
-    return f"{100 * values['mean']:.2f} ± {100 * (values['std'] or 0):.2f}"
+    return mean_and_std(values["mean"], values["std"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.claim import RESULTS, environment, figures, resolved, top1
 from benchmarks.methods import train
 from benchmarks.scaling import free_port
+from distill.format import mean_and_std
 from distill.runs.run_folder import RunFolder, open_finished, write_json
 from distill.statistics import mean_and_interval, paired_difference
 
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
     )
     for n, row in rows.items():
-        print(f"{n} processes: {row['mean']:.2%} ± {row['std'] or 0:.2%}")
+        print(f"{n} processes: {mean_and_std(row['mean'], row['std'])} %")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from distill.format import mean_and_std
+
 HEAD = """# Cells of the CRD paper's table on CIFAR-100
 
 Accuracy on the test split in percent, mean ± sample standard deviation over n seeds, beside the
@@ -61,10 +63,7 @@ def _row(cell: dict[str, Any]) -> list[str]:
 
 
 def _spread(values: dict[str, Any] | None) -> str:
-    if not values:
-        return ""
-    spread = "" if values["std"] is None else f" ± {100 * values['std']:.2f}"
-    return f"{100 * values['mean']:.2f}{spread}"
+    return mean_and_std(values["mean"], values["std"]) if values else ""
 
 
 def _percent(value: float | None) -> str:

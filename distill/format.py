@@ -61,6 +61,13 @@ def percent_number(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
+def mean_and_std(
+    mean: float, std: float | None, show: Callable[[float], str] = percent_number
+) -> str:
+    """Format a mean and its standard deviation: `71.46 ± 0.60`; only the mean if `std` is None."""
+    return show(mean) if std is None else f"{show(mean)} ± {show(std)}"
+
+
 def interval_text(interval: Sequence[float] | None, show: Callable[[float], str] = percent) -> str:
     """Format an interval with its unit only once: (0.7121, 0.7297) as `[71.21, 72.97] %`.
 

@@ -190,7 +190,10 @@ def runs(
         console = stdout()
         console.print(runs_table(listings, folder, console.width), highlight=False)
     else:
-        echo(f"no runs in {folder}; python cli.py train-teacher starts one")
+        echo(
+            f"no runs in {folder}; python cli.py plan lists the recipes that fit into your time, "
+            "with their commands"
+        )
 
 
 def compare(

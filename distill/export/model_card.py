@@ -220,7 +220,7 @@ def _results(finished: FinishedRun) -> str:
 
 def _spread(finished: FinishedRun) -> str:
     """Describe the spread over seeds, from the runs of the same recipe in the same folder."""
-    seeds = [finished.top1, *map(_top1, _other_seeds(finished.folder))]
+    seeds = [finished.top1, *map(read_predictions.verified_top1, _other_seeds(finished.folder))]
     if len(seeds) == 1:
         return (
             "This is one run. The interval reflects the number of test images; the spread over "
@@ -233,12 +233,6 @@ def _spread(finished: FinishedRun) -> str:
         f"{percent_number(spread.std)} points, mean and standard deviation. The interval reflects "
         "the number of test images."
     )
-
-
-def _top1(run: RunFolder) -> float:
-    """Return the accuracy on the test split. Raises UserError if the predictions have another."""
-    read_predictions.read_run(run)
-    return float(run.result()["metrics"][measure_name("top1", "test")])
 
 
 def _other_seeds(run: RunFolder) -> list[RunFolder]:
@@ -262,7 +256,7 @@ def _is_same_but_seeds(other: RunFolder, run: RunFolder, identity: tuple[str, ..
     if _identity_without_seeds(other) != identity:
         return False
     check_runs_match.check_recipe_of_result(other)
-    _top1(other)
+    read_predictions.verified_top1(other)
     return not check_runs_match.test_split_differences([run.result(), other.result()])
 
 

@@ -14,6 +14,7 @@ from distill.format import (
     duration,
     grouped,
     interval_text,
+    mean_and_std,
     p_value,
     percent,
     percent_number,
@@ -193,13 +194,11 @@ def _mean_and_std(spread: MeanAndInterval | None) -> tuple[float, float | None] 
 
 
 def _percent_mean_std(pair: tuple[float, float | None]) -> str:
-    mean, std = pair
-    return percent(mean) if std is None else f"{percent_number(mean)} ± {percent(std)}"
+    return f"{mean_and_std(*pair)} %"
 
 
 def _nats_mean_std(pair: tuple[float, float | None]) -> str:
-    mean, std = pair
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+    return mean_and_std(*pair, show="{:.4f}".format)
 
 
 def _mean_time(group: Group) -> float:

@@ -164,6 +164,12 @@ def _unreadable(path: Path, fault: object) -> UserError:
     return UserError(f"{path} cannot be read as predictions: {fault}.\n{ADVICE}")
 
 
+def verified_top1(run: RunFolder) -> float:
+    """Return the accuracy on the test split. Raises UserError if the predictions have another."""
+    read_run(run)
+    return float(run.result()["metrics"][measure_name("top1", "test")])
+
+
 def read_run(run: RunFolder) -> Predictions | None:
     """Read a run's evaluation.npz; None if the file is absent or the run is not finished.
 

@@ -483,7 +483,10 @@ def _suggestions(path: Path, is_likely: Callable[[RunFolder], bool]) -> str:
     inside = [run for run in names if Path(run).parent == path]
     listed = inside or [run for name in similar for run in names if names[run] == name] or [*names]
     if not listed:
-        return f"There are no runs in {path.parent}. Train a teacher: python cli.py train-teacher"
+        return (
+            f"There are no runs in {path.parent}. Choose a recipe that fits into your time: "
+            "python cli.py plan"
+        )
     return f"Give one of these runs: {', '.join([*dict.fromkeys(listed)][:5])}."
 
 

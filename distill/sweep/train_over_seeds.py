@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.events import measure_name
 from distill.recipe import recipe_variants, recipes
 from distill.recipe.recipes import About, ResolvedRecipe
-from distill.runs import check_runs_match, read_predictions, run_folder
+from distill.runs import check_runs_match, run_folder
+from distill.runs.read_predictions import verified_top1
 from distill.runs.run_folder import Role, RunFolder
 from distill.statistics import mean_and_interval, paired_difference
 
@@ -110,7 +110,7 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
     for is_control in (False, True):
         _check_no_copies([each for each in planned if each.is_control is is_control])
     own, controls = (
-        {each.seed: _top1(each.folder) for each in planned if each.is_control is is_control}
+        {each.seed: verified_top1(each.folder) for each in planned if each.is_control is is_control}
         for is_control in (False, True)
     )
     result: dict[str, Any] = {
@@ -128,7 +128,11 @@ def summary(planned: Sequence[SeedRun]) -> dict[str, Any]:
 
 def _row(run: SeedRun) -> dict[str, Any]:
     """Return the entry of a finished run in `runs` of a summary."""
-    row = {"run": str(run.folder.path), "seed": run.seed, "top1": _top1(run.folder)}
+    row = {
+        "run": str(run.folder.path),
+        "seed": run.seed,
+        "top1": verified_top1(run.folder),
+    }
     return row | ({"is_control": True} if run.is_control else {})
 
 
@@ -171,9 +175,3 @@ def _check_no_copies(planned: Sequence[SeedRun]) -> None:
                 "weights: one is a copy of the other, not a run with another seed.\n"
                 f"Move {each.folder.path} elsewhere and type the same command again."
             )
-
-
-def _top1(run: RunFolder) -> float:
-    """Return the accuracy on the test split. Raises UserError if the predictions have another."""
-    read_predictions.read_run(run)
-    return float(run.result()["metrics"][measure_name("top1", "test")])

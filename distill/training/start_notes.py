@@ -228,7 +228,8 @@ def _recipe_notes(
         if teacher_top1 is not None:
             yield "nothing is held out: the teacher's accuracy is that of training images"
     if teacher_top1 is not None and teacher_top1 < 2 / split.train.n_classes:
-        yield f"the teacher is barely above chance ({percent(teacher_top1)}): check its run"
+        chance = percent(1 / split.train.n_classes)
+        yield f"the teacher's accuracy is {percent(teacher_top1)}, chance {chance}: check its run"
     hard = recipe.loss.hard
     if hard is not None and hard.weight == 0 and hard.label_smoothing > 0:
         yield (

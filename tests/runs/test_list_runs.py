@@ -434,7 +434,8 @@ def test_no_runs_and_no_folder(
             cli.main()
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        f"no runs in {place}; python cli.py train-teacher starts one"
+        f"no runs in {place}; python cli.py plan lists the recipes that fit into your time, with "
+        "their commands"
         for place in ("runs", tmp_path)
     ]
     assert printed.err.startswith(f"{tmp_path / 'none'} is not a folder.\n")
