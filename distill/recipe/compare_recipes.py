@@ -9,8 +9,6 @@ from distill.recipe.recipes import DEFAULT, ResolvedRecipe
 from distill.recipe.schema import STUDENT_READS, Recipe
 from distill.recipe.validation import Values, leaves, switches, value_text
 
-DEFAULTS = "with its defaults"  # value of a table in `changed_values`
-
 
 def values(recipe: Recipe) -> dict[str, Any]:
     """Return every key outside [about] that is not absent: `{"optim.lr": 0.1, …}`."""
@@ -35,8 +33,9 @@ def values_read(recipe: Recipe, role: str | None) -> dict[str, Any]:
 def changed_values(recipe: Recipe) -> dict[str, str]:
     """Return every key outside [about] that is not at its default, with its value as text.
 
-    An optional table that is present with defaults alone is a key of its own, with the value
-    DEFAULTS. A key that is absent although it has a default has the value `absent`.
+    An optional table that is present with defaults alone is a key of its own, with all its values:
+    `{weight = 0.9, temperature = 4.0}`. A key that is absent although it has a default has the
+    value `absent`.
     """
     return dict(_changed(recipe, recipe.model_dump(exclude={"about"})))
 
@@ -53,7 +52,10 @@ def _changed(table: BaseModel, dumped: Values, prefix: str = "") -> Iterator[tup
         default = None if field is None else field.default
         if isinstance(value, BaseModel):
             inner = list(_changed(value, dumped[name], f"{key}."))
-            yield from inner or ([(key, DEFAULTS)] if default is None else [])
+            if inner or default is not None:
+                yield from inner
+            else:
+                yield key, value_text({k: v for k, v in dumped[name].items() if v is not None})
         elif value != default:
             yield key, "absent" if value is None else value_text(value)
 
