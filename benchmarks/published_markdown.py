@@ -44,7 +44,7 @@ def _table(cells: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def _row(cell: dict[str, Any]) -> list[str]:
     method, control, published = (cell[name] or {} for name in ("method", "control", "published"))
-    z = cell["distance"]["method/best_on_test"]
+    z = cell["distance"]["method/best_on_test"] if cell["is_reproduction"] else None
     return [
         cell["cell"],
         str(len(cell["seeds"]["method"])),

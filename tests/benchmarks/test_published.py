@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import methods, published, published_cells, published_runs, published_time
+from benchmarks.claim import RESULTS
 from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
 from benchmarks.published_runs import Plan
@@ -194,6 +195,13 @@ def test_teacher_of_another_network_is_refused(teacher: Path, capsys) -> None:
         published.main(["--cell", "resnet56/resnet20/kd", "--teacher", str(teacher)])
     printed = " ".join(capsys.readouterr().err.split())
     assert "and the teacher of the cell is resnet56; give a run of resnet56" in printed
+
+
+def test_table_has_no_distance_for_shorter_trainings() -> None:
+    cell = json.loads((RESULTS / "published" / "resnet56_resnet20_kd_6_epochs.json").read_text())
+    assert cell["distance"]["method/best_on_test"] < -100
+    row = markdown([cell]).splitlines()[-1].split(" | ")
+    assert row[3:6] == ["42.59 ± 0.12", "70.66", ""]
 
 
 def test_distance_is_in_standard_errors() -> None:
