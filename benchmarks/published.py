@@ -47,6 +47,7 @@ from benchmarks.methods import ROOT
 from benchmarks.published_cells import Cell
 from benchmarks.published_markdown import markdown
 from benchmarks.published_runs import Plan, Run, carried_out
+from benchmarks.published_time import N_CLASSES, N_TRAIN
 from distill.data.sources import load_data_set
 from distill.errors import UserError
 from distill.evaluation import test_curve
@@ -57,8 +58,6 @@ from distill.recipe import describe_network, recipe_variants, recipes
 from distill.recipe.recipe_fingerprint import recipe_fingerprint
 from distill.recipe.schema import Teacher
 from distill.runs.run_folder import RunFolder, newest_runs_in, open_finished, write_json, write_text
-
-N_CLASSES, N_TRAIN = 100, 50_000  # of CIFAR-100
 
 
 def plan(cell: Cell, given: argparse.Namespace) -> Plan:

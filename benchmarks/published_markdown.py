@@ -10,8 +10,9 @@ HEAD = """# Cells of the CRD paper's table on CIFAR-100
 Accuracy on the test split in percent, mean ± sample standard deviation over n seeds, beside the
 published one, which is of the best epoch on the test split. "last epoch" is the result here; "best
 on test" is measured afterwards for comparison, and no epoch is selected by it. z is the distance of
-"best on test" from the published figure in standard errors of the mean. Written by
-`python -m benchmarks.published --table` from the JSON files of this folder.
+"best on test" from the published figure in standard errors of the mean, if the training is the
+published one. Written by `python -m benchmarks.published --table` from the JSON files of this
+folder.
 """
 COLUMNS = (
     "cell", "n", "last epoch", "best on test", "published", "z", "student alone", "published",

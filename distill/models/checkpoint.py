@@ -166,7 +166,7 @@ def _read_files(folder: Path) -> tuple[bytes | None, dict[str, Any], object]:
         raise DamagedCheckpoint(f"{folder} is damaged: its state.pt, {fault}") from fault
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise DamagedCheckpoint(
-            f"{folder} is damaged: its progress.json was changed after it was written"
+            f"{folder} is damaged: its progress.json is not what was written"
         ) from fault
 
 

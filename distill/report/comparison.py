@@ -30,7 +30,7 @@ from distill.report.table_html_csv_latex import FRACTION, Column, ValueTable
 from distill.runs import check_runs_match
 from distill.runs.read_predictions import NOT_VERIFIED
 from distill.runs.read_run_folder import RunRecord, TestCurve, read
-from distill.runs.run_folder import RunFolder
+from distill.runs.run_folder import FINISHED_EARLY, RunFolder, early_end
 from distill.runs.seed_groups import Group, group_differences, groups, without_seeds
 from distill.statistics import Interval, MeanAndInterval
 
@@ -87,6 +87,9 @@ def _notes(records: Sequence[RunRecord], run_groups: Sequence[Group]) -> Iterato
     unfinished = [record.name for record in records if not record.is_finished]
     if unfinished:
         yield f"Not finished, and so without test results: {', '.join(unfinished)}."
+    for record in records:
+        if early := early_end(record.result):
+            yield f"{record.name} was finished early, {early}."
     if unverified := [record.name for record in records if is_unverified(record)]:
         yield f"The test accuracy of {', '.join(unverified)} is {NOT_VERIFIED}."
     for group in run_groups:
@@ -230,29 +233,40 @@ def _group_differences(run_groups: Sequence[Group]) -> Iterator[Block]:
 
 def _trainings(run_groups: Sequence[Group]) -> Table:
     """Return a row per group: what was trained, on which images, and with what."""
-    columns = tuple(
-        Column(name, is_number=False)
-        for name in ("group", "recipe", "network", "teacher", "data", "epochs", "device", "torch")
+    columns = (
+        *(Column(name, is_number=False) for name in ("group", "recipe", "network", "teacher")),
+        Column("data", is_number=False),
+        Column("training images", grouped),
+        Column("epochs", grouped),
+        Column("device", is_number=False),
+        Column("torch", is_number=False),
     )
     return Table(ValueTable("trainings", "", columns, [_training(group) for group in run_groups]))
 
 
-def _training(group: Group) -> tuple[str | None, ...]:
+def _training(group: Group) -> tuple[str | int | None, ...]:
     """Return the row of a group in the table of trainings; None for what is unknown."""
     run = group.records[0]
     data = run.result.get("data", {})
-    images = f" ({grouped(data['train_images'])} images)" if "train_images" in data else ""
     teachers = sorted({" + ".join(record.teachers) for record in group.records})
     return (
         group.name,
         run.requested_recipe,
         run.network,
-        ", ".join(filter(None, teachers)) or ("none" if run.role != "teacher" else "–"),
-        f"{redact_urls.hide_secrets(data.get('source', run.recipe.data.source))}{images}",
-        None if run.start is None else grouped(run.start.epochs),
+        ", ".join(filter(None, teachers)) or ("none" if run.role != "teacher" else None),
+        redact_urls.hide_secrets(data.get("source", run.recipe.data.source)),
+        data.get("train_images"),
+        _epochs(run),
         run.device,
         run.environment.get("packages", {}).get("torch"),
     )
+
+
+def _epochs(run: RunRecord) -> int | None:
+    """Return the epochs that a run trained or, if it is not finished, plans; None if unknown."""
+    if early := run.result.get(FINISHED_EARLY):
+        return int(early["epochs"])
+    return None if run.start is None else run.start.epochs
 
 
 def _points_interval(interval: Interval) -> str:

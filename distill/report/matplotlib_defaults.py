@@ -14,11 +14,12 @@ ENVIRONMENT = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
 
 
 @contextlib.contextmanager
-def _without_own_settings() -> Iterator[None]:
+def _with_default_settings() -> Iterator[None]:
     """Inside this context, matplotlib finds no `matplotlibrc` in the working folder, an empty one
     instead of the user's, and the backend for files.
 
-    The working folder is this package's meanwhile, unless the process's own was deleted.
+    Meanwhile the working folder is that of this package, unless the process's working folder was
+    deleted.
     """
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
@@ -34,7 +35,7 @@ def _without_own_settings() -> Iterator[None]:
                 os.environ[name] = value
 
 
-with _without_own_settings():
+with _with_default_settings():
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection

@@ -136,9 +136,10 @@ def teacher_accuracy_text(
 
 
 def teacher_images_text(n: int | None, val_images: int, train_images: int) -> str:
-    """Return the images on which the teacher was measured: `1,024 of 6,000 held-out images`
+    """Return the images on which the teacher was measured.
 
-    or `all 5,000 held-out images`. The arguments are those of `teacher_accuracy_text`.
+    For example `1,024 of 6,000 held-out images` or `all 5,000 held-out images`. The arguments are
+    those of `teacher_accuracy_text`.
     """
     total, kind = (val_images, "held-out") if val_images else (train_images, "training")
     part = "up to 1,024 of" if n is None else "all" if n == total else f"{n:,} of"

@@ -10,6 +10,7 @@ from distill.report.curves_by_group import mean_line, overlay_curves
 from distill.report.page import FigureBlock, Table
 from distill.runs.epoch_series import Line
 from distill.runs.read_run_folder import RunRecord
+from distill.runs.run_folder import FINISHED_EARLY
 from distill.runs.seed_groups import groups
 from tests.report.test_run_report import words
 from tests.runs.records import ALONE, averaged_alone, curve_of, record
@@ -74,11 +75,20 @@ def test_groups_list_recipe_network_teacher_and_data() -> None:
         result={**KD[0].result, "teacher": teacher},
         environment={"packages": {"torch": "2.9.0"}},
     )
-    data = "synthetic (45 images)"
+    data = ("synthetic", "45")
     assert grids([taught, *LONE])["trainings"] == [
-        ["kd-0", "tiny", "ResNet [1, 1] 4-8", "big", data, "5", "cpu", "2.9.0"],
-        ["alone", "tiny", "ResNet [1, 1] 4-8", "none", data, "5", "cpu", "–"],
+        ["kd-0", "tiny", "ResNet [1, 1] 4-8", "big", *data, "5", "cpu", "2.9.0"],
+        ["alone", "tiny", "ResNet [1, 1] 4-8", "none", *data, "5", "cpu", "–"],
     ]
+
+
+def test_run_that_was_finished_early_is_named() -> None:
+    steps = {"epochs": 1, "planned_epochs": 3, "steps": 21, "planned_steps": 45}
+    early = replace(KD[0], result={**KD[0].result, FINISHED_EARLY: steps})
+    end = "after 1 of 3 planned epochs (step 21 of 45)"
+    assert f"kd-0 was finished early, {end}." in text([early, *LONE])
+    assert grids([early, *LONE])["trainings"][0][6] == "1"
+    assert "finished early" not in text([KD[0], *LONE])
 
 
 def test_differences_are_listed_key_by_key() -> None:

@@ -93,7 +93,7 @@ def decode(
 
 
 def _check_before_decoding(image: Image.Image, content: bytes, side: int | None) -> None:
-    """Raise UnusablePicture if the header tells that the picture must not be decoded."""
+    """Raise UnusablePicture if the picture's header or number of bytes forbids decoding it."""
     if image.format == "JPEG" and content.count(SCAN) > MOST_SCANS:
         raise UnusablePicture(f"has more than {MOST_SCANS} scans: save it again")
     if getattr(image, "n_frames", 1) > 1:
